@@ -1,0 +1,60 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Is this host fit?"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: preflight_problems
+short_description: List every reason why a host cannot run its NIM services
+version_added: 1.0.0
+author: The baremetal.nim maintainers (@baremetal-nim)
+description:
+  - Compares the state of a host with what its services need. Each sentence names what was seen, what is wanted and the cure.
+positional: _input, wanted, services
+options:
+  _input:
+    description: Result of M(baremetal.nim.gpu_host_info) for the host.
+    type: dict
+    required: true
+  wanted:
+    description:
+      - C(supported_systems), C(architectures), C(min_systemd), C(min_python), C(min_memory_gb), C(max_clock_skew) in
+        seconds, C(controller_time) in seconds since 1970, and C(disk_gb), a dictionary of paths to GB per new service.
+    type: dict
+    required: true
+  services:
+    description: Result of P(baremetal.nim.resolve_services#filter).
+    type: list
+    elements: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Refuse an unfit host
+  ansible.builtin.assert:
+    that: problems | length == 0
+    fail_msg: "{{ problems | join('\n') }}"
+  vars:
+    problems: "{{ nim_host | baremetal.nim.preflight_problems(wanted, services) }}"
+"""
+
+RETURN = r"""
+_value:
+  description: One sentence per problem; empty when the host is fit.
+  type: list
+  elements: str
+"""
+
+from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils._preflight import preflight_problems
+
+
+class FilterModule:
+    """Filters of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Names to functions."""
+        return {"preflight_problems": preflight_problems}

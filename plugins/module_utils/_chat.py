@@ -1,0 +1,353 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The OpenAI chat-completion dialogue without the network: requests built, answers read and judged.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
+CHAT_PATH = "/v1/chat/completions"
+
+
+def clock(
+    total: float,
+    interval: float,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[float]:
+    """Yield the seconds gone by: at once, then every interval seconds, for total seconds in all."""
+    start = now()
+    elapsed = 0.0
+    while True:
+        yield elapsed
+        left = total - (now() - start)
+        if left <= 0:
+            return
+        sleep(min(interval, left))
+        elapsed = now() - start
+
+
+@dataclass
+class Answer:
+    """A verified answer. ttft and duration are seconds."""
+
+    content: str
+    finish_reason: str
+    usage: dict[str, int] = field(default_factory=dict)
+    duration: float = 0.0
+    ttft: float | None = None
+
+
+def chat_payload(
+    model: str, messages: list[dict[str, Any]], max_tokens: int, temperature: float, stream: bool = False
+) -> dict[str, Any]:
+    """Return the JSON body of a chat completion request."""
+    payload: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    if stream:
+        payload.update(stream=True, stream_options={"include_usage": True})
+    return payload
+
+
+def sse_data(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yield the data of each server-sent event in a byte stream that may be cut anywhere.
+
+    Comments and events without data are dropped, all three line ends are known, lines of data are joined.
+    As the standard asks, an event not closed by an empty line before the stream ends is dropped.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")("replace"), translate=True)
+    pending = ""
+    data: list[str] = []
+    for chunk in itertools.chain(chunks, (None,)):
+        *lines, pending = (pending + decoder.decode(chunk or b"", final=chunk is None)).split("\n")
+        for line in lines:
+            name, _colon, value = line.partition(":")
+            if name == "data":
+                data.append(value.removeprefix(" "))
+            elif not line and data:
+                yield "\n".join(data)
+                data = []
+
+
+def error_text(body: str) -> str:
+    """Return the server's own words from an error body: OpenAI, vLLM and FastAPI shapes, else its beginning."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return shorten(body)
+    for key in ("error", "message", "detail"):
+        while isinstance(parsed, Mapping) and parsed.get(key):
+            parsed = parsed[key]
+    return shorten(parsed if isinstance(parsed, str) else json.dumps(parsed))
+
+
+def http_fault(request: str, status: int, body: str) -> Fault | None:
+    """Judge the status of an answer given after the endpoint was ready; None for 200.
+
+    request: str such as "GET /v1/models". body: str, the text of the answer.
+    """
+    if status == 200:
+        return None
+    said = error_text(body)
+    seen = f"HTTP {status} from {request}" + (f" ({said})" if said else "")
+    if status in (401, 403):
+        failure_class = "auth"
+    elif status == 404 and "model" in said.lower():
+        failure_class = "wrong_model"
+    elif status >= 500:
+        failure_class = "dead_engine"
+    else:
+        failure_class = "bad_response"
+    return Fault(failure_class, seen, "HTTP 200", [said] if said else [])
+
+
+def parse_json(request: str, body: str) -> Any:
+    """Return the parsed body; Fault bad_response when it is not JSON."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise Fault("bad_response", f"{request} answered {shorten(body, 80)!r}", "JSON", [shorten(body)]) from None
+
+
+def read_models(body: Any) -> list[str]:
+    """Return the model ids of a /v1/models answer; Fault bad_response when there is none."""
+    data = body.get("data") if isinstance(body, Mapping) else None
+    ids = [entry["id"] for entry in data if _is_text(_get(entry, "id"))] if isinstance(data, list) else []
+    if not ids:
+        raise Fault("bad_response", "GET /v1/models lists no model", "at least one", [shorten(json.dumps(body))])
+    return ids
+
+
+def choose_model(wanted: str | None, listed: list[str]) -> str:
+    """Return the model to ask: the wanted one, which must be listed, or the first of the list."""
+    if wanted is None:
+        return listed[0]
+    if wanted not in listed:
+        raise Fault("wrong_model", f"GET /v1/models lists {', '.join(listed)}", f"model {wanted}")
+    return wanted
+
+
+def check_metadata(model: str, metadata: Any) -> None:
+    """Raise Fault wrong_model when /v1/metadata names another model than the one asked for.
+
+    The list of models repeats the name the server was told to use; the metadata says what it really loaded.
+    Names are compared without punctuation, since NGC spells v0.1 as v01, and a longer name may add a variant.
+    An alias (a model id without a slash) says nothing about the weights and is not compared.
+    """
+    infos = metadata.get("modelInfo") if isinstance(metadata, Mapping) else None
+    names = [
+        name
+        for info in (infos if isinstance(infos, list) else [])
+        for name in (_get(info, "shortName"), _get(info, "modelUrl"))
+        if _is_text(name)
+    ]
+    if "/" not in model or not names:
+        return
+    asked = _slug(model)
+    if not any(asked in _slug(name) or _slug(name) in asked for name in names):
+        raise Fault("wrong_model", f"GET /v1/metadata names {', '.join(names)}", f"model {model}", names)
+
+
+def read_completion(body: Any, model: str) -> Answer:
+    """Return the answer of a plain completion.
+
+    Raises Fault wrong_model for the answer of another model, and bad_response naming everything else that is wrong.
+    """
+    problems = _envelope_problems(body, "chat.completion")
+    _check_model(body, model, problems)
+    choice = _first_choice(body)
+    message = _get(choice, "message")
+    if choice is None:
+        problems.append("choices is empty or no list")
+    elif not isinstance(message, Mapping):
+        problems.append("message is no object")
+    elif message.get("role") != "assistant":
+        problems.append(f"message.role is {message.get('role')!r}, not 'assistant'")
+    content = _get(message, "content")
+    finish_reason = _get(choice, "finish_reason")
+    if choice is not None:
+        problems += _content_problems(content, finish_reason, _reasons(message))
+    problems += usage_problems(_get(body, "usage"))
+    if problems:
+        raise Fault(
+            "bad_response",
+            f"POST {CHAT_PATH} answered badly: {'; '.join(problems)}",
+            "a chat.completion with content",
+            [shorten(json.dumps(body), 500)],
+        )
+    return Answer(content=content, finish_reason=finish_reason, usage=_usage(body["usage"]))
+
+
+class Stream:
+    """Reads and judges the events of a streamed completion as they come."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.done = False
+        self.ttft: float | None = None
+        self._content = ""
+        self._finish_reason: Any = None
+        self._usage: Any = None
+        self._chunks = 0
+        self._reasoned = False
+        self._problems: list[str] = []
+
+    def event(self, data: str, at: float) -> None:
+        """Take the data of one event, which came at seconds after the request.
+
+        Raises Fault dead_engine or bad_response for an error inside the stream, wrong_model for another model.
+        """
+        if data == "[DONE]":
+            self.done = True
+            return
+        chunk = parse_json(f"the stream of POST {CHAT_PATH}", data)
+        error = chunk if _get(chunk, "object") == "error" else _get(chunk, "error")
+        if error:
+            code = _get(error, "code")
+            refused = isinstance(code, int) and code < 500
+            raise Fault(
+                "bad_response" if refused else "dead_engine",
+                f"the stream of POST {CHAT_PATH} broke off: {error_text(data)}",
+                "a complete answer",
+                [shorten(data, 500)],
+            )
+        self._chunks += 1
+        problems = _envelope_problems(chunk, "chat.completion.chunk")
+        _check_model(chunk, self.model, problems)
+        choices = _get(chunk, "choices")
+        choice = _first_choice(chunk)
+        delta = _get(choice, "delta")
+        if not isinstance(choices, list):
+            problems.append("choices is no list")
+        elif choices and not isinstance(delta, Mapping):
+            problems.append("delta is no object")
+        content = _get(delta, "content")
+        if _is_text(content):
+            if self.ttft is None:
+                self.ttft = at
+            self._content += content
+        self._reasoned = self._reasoned or _reasons(delta)
+        self._finish_reason = _get(choice, "finish_reason") or self._finish_reason
+        self._usage = _get(chunk, "usage") or self._usage
+        self._problems += [f"chunk {self._chunks}: {problem}" for problem in problems]
+
+    def answer(self, duration: float) -> Answer:
+        """Return the whole answer, duration seconds after the request; Fault bad_response names all that is wrong."""
+        # One bad habit repeats in every chunk: the first few say it all.
+        problems = self._problems[:3]
+        if not self._chunks:
+            problems.append("no chunk came")
+        else:
+            problems += _content_problems(self._content, self._finish_reason, self._reasoned)
+        if not self.done:
+            problems.append("it ended without [DONE]")
+        if self._usage is not None:
+            problems += usage_problems(self._usage)
+        if problems:
+            raise Fault(
+                "bad_response",
+                f"the stream of POST {CHAT_PATH} is bad: {'; '.join(problems)}",
+                "chat.completion.chunk events with content, ended by [DONE]",
+                problems,
+            )
+        return Answer(self._content, self._finish_reason, _usage(self._usage or {}), duration, self.ttft)
+
+
+def usage_problems(usage: Any) -> list[str]:
+    """Return what is wrong with a usage object: list of str, empty when prompt + completion = total."""
+    keys = ("prompt_tokens", "completion_tokens", "total_tokens")
+    if not isinstance(usage, Mapping):
+        return [f"usage is {usage!r}, not an object"]
+    wrong = [key for key in keys if not _is_count(usage.get(key))]
+    if wrong:
+        return [f"usage.{key} is {usage.get(key)!r}, not a count" for key in wrong]
+    prompt, completion, total = (usage[key] for key in keys)
+    if prompt + completion != total:
+        return [f"usage does not add up: {prompt} + {completion} is not {total}"]
+    return []
+
+
+def check_content(content: str, pattern: str) -> None:
+    """Raise Fault wrong_answer when the regular expression is found nowhere in the content."""
+    if not re.search(pattern, content):
+        raise Fault("wrong_answer", f"the answer is {shorten(content)!r}", f"a match of {pattern!r}", [content])
+
+
+def _get(container: Any, key: str) -> Any:
+    return container.get(key) if isinstance(container, Mapping) else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _usage(usage: Mapping[str, Any]) -> dict[str, int]:
+    return {key: value for key, value in usage.items() if _is_count(value)}
+
+
+def _slug(name: str) -> str:
+    """meta/llama-3.1-8b-instruct and ngc://nim/meta/llama-3.1-8b-instruct:tag both become llama318binstruct."""
+    path = re.sub(r"^[a-z0-9]+://", "", name.lower()).rstrip("/")
+    return re.sub(r"[^a-z0-9]", "", re.split(r"[:@?]", path.rpartition("/")[2])[0])
+
+
+def _first_choice(body: Any) -> Any:
+    choices = _get(body, "choices")
+    return choices[0] if isinstance(choices, list) and choices else None
+
+
+def _reasons(message: Any) -> bool:
+    return any(_is_text(_get(message, key)) for key in ("reasoning_content", "reasoning"))
+
+
+def _envelope_problems(body: Any, wanted: str) -> list[str]:
+    if not isinstance(body, Mapping):
+        return ["it is no JSON object"]
+    problems = []
+    if not _is_text(body.get("id")):
+        problems.append(f"id is {body.get('id')!r}, not a text")
+    if body.get("object") != wanted:
+        problems.append(f"object is {body.get('object')!r}, not {wanted!r}")
+    return problems
+
+
+def _check_model(body: Any, model: str, problems: list[str]) -> None:
+    answered = _get(body, "model")
+    if _is_text(answered) and answered != model:
+        raise Fault("wrong_model", f"model {answered} answered", f"model {model}")
+    if not _is_text(answered) and isinstance(body, Mapping):
+        problems.append(f"model is {answered!r}, not {model!r}")
+
+
+def _content_problems(content: Any, finish_reason: Any, reasoned: bool) -> list[str]:
+    problems = []
+    if not isinstance(content, str) or not content.strip():
+        hint = " (all max_tokens went into reasoning: raise max_tokens)" if reasoned else ""
+        problems.append(f"content is {content!r}{hint}")
+    if finish_reason not in FINISH_REASONS:
+        problems.append(f"finish_reason is {finish_reason!r}, not one of {', '.join(FINISH_REASONS)}")
+    return problems

@@ -1,0 +1,190 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The HTTP side of a NIM endpoint: requests sent, errors of the network turned into Fault or Broken.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
+    CHAT_PATH,
+    Answer,
+    Stream,
+    http_fault,
+    parse_json,
+    read_completion,
+    read_models,
+    sse_data,
+)
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+
+try:
+    import requests
+    import urllib3
+except ImportError:
+    REQUESTS_IMPORT_ERROR: str | None = traceback.format_exc()
+else:
+    REQUESTS_IMPORT_ERROR = None
+
+
+class Broken(Exception):
+    """The connection broke during a request: either the endpoint is still starting, or its engine died."""
+
+
+class Endpoint:
+    """A NIM endpoint.
+
+    base: str, URL without a path. request_timeout: seconds an answer may take.
+    verify: True, False, or the path of a CA bundle. cert: client certificate, and key where it is a file of its own.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        request_timeout: float,
+        api_key: str | None = None,
+        verify: bool | str = True,
+        cert: str | tuple[str, str] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.base = base
+        self.request_timeout = request_timeout
+        self._now = now
+        self._session = requests.Session()
+        # A proxy or a .netrc in the environment is not meant for the service on this host.
+        self._session.trust_env = False
+        self._session.verify = verify
+        self._session.cert = cert
+        if verify is False:
+            # The operator has decided; a warning per request would only fill the output.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        if api_key:
+            self._session.headers["Authorization"] = "Bearer " + api_key
+
+    def ready(self, path: str, timeout: float) -> tuple[int | None, str]:
+        """Ask once whether the endpoint is ready: (HTTP status or None without an answer, the same in words).
+
+        Raises Fault auth or tls, which waiting does not cure.
+        """
+        try:
+            response = self._session.get(self.base + path, timeout=timeout, allow_redirects=False)
+        except requests.exceptions.RequestException as exc:
+            _raise_tls(exc)
+            return None, f"no answer within {timeout:g} s" if _timed_out(exc) else reason(exc)
+        if response.status_code in (401, 403):
+            fault = http_fault("GET " + path, response.status_code, _text(response))
+            if fault:
+                raise fault
+        return response.status_code, f"HTTP {response.status_code}"
+
+    def models(self) -> list[str]:
+        """Return the ids that /v1/models lists."""
+        return read_models(self._json("GET", "/v1/models"))
+
+    def metadata(self) -> Any:
+        """Return /v1/metadata, or None where the endpoint has none to show."""
+        with self._talking("GET /v1/metadata"):
+            response = self._session.get(
+                self.base + "/v1/metadata", timeout=self.request_timeout, allow_redirects=False
+            )
+        try:
+            return json.loads(_text(response)) if response.status_code == 200 else None
+        except ValueError:
+            return None
+
+    def complete(self, payload: dict[str, Any]) -> Answer:
+        """Send one plain completion and return its verified answer."""
+        start = self._now()
+        answer = read_completion(self._json("POST", CHAT_PATH, json=payload), payload["model"])
+        answer.duration = self._now() - start
+        return answer
+
+    def stream(self, payload: dict[str, Any]) -> Answer:
+        """Send one streamed completion and return its verified answer, with the time to the first content."""
+        request = "POST " + CHAT_PATH
+        stream = Stream(payload["model"])
+        start = self._now()
+        with self._talking(request):
+            response = self._session.post(
+                self.base + CHAT_PATH, json=payload, timeout=self.request_timeout, allow_redirects=False, stream=True
+            )
+            with response:
+                text = "" if response.status_code == 200 else _text(response)
+                fault = http_fault(request, response.status_code, text)
+                if fault:
+                    raise fault
+                kind = response.headers.get("Content-Type", "untyped")
+                if not kind.startswith("text/event-stream"):
+                    raise Fault("bad_response", f"the stream of {request} is {kind}", "text/event-stream")
+                for data in sse_data(self._in_time(response.iter_content(chunk_size=None), start, request)):
+                    stream.event(data, self._now() - start)
+                    if stream.done:
+                        break
+        return stream.answer(self._now() - start)
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        request = f"{method} {path}"
+        with self._talking(request):
+            response = self._session.request(
+                method, self.base + path, timeout=self.request_timeout, allow_redirects=False, **kwargs
+            )
+        text = _text(response)
+        fault = http_fault(request, response.status_code, text)
+        if fault:
+            raise fault
+        return parse_json(request, text)
+
+    def _in_time(self, chunks: Iterable[bytes], start: float, request: str) -> Iterator[bytes]:
+        """Pass chunks on until the whole request has taken too long: keep-alive comments must not stretch it."""
+        for chunk in chunks:
+            if self._now() - start > self.request_timeout:
+                raise self._too_slow(request)
+            yield chunk
+
+    @contextmanager
+    def _talking(self, request: str) -> Iterator[None]:
+        try:
+            yield
+        except requests.exceptions.RequestException as exc:
+            _raise_tls(exc)
+            if _timed_out(exc):
+                raise self._too_slow(request) from exc
+            if isinstance(exc, (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+                raise Broken(f"{request} broke off ({reason(exc)})") from exc
+            raise Fault("bad_response", f"{request} failed ({reason(exc)})", "an HTTP answer") from exc
+
+    def _too_slow(self, request: str) -> Fault:
+        return Fault("dead_engine", f"no answer to {request} within {self.request_timeout:g} s", "a completion")
+
+
+def reason(exc: BaseException) -> str:
+    """Return the innermost cause of an error of requests in a few words, such as "connection refused"."""
+    while exc.__context__ is not None:
+        exc = exc.__context__
+    return shorten(getattr(exc, "strerror", None) or str(exc) or type(exc).__name__)
+
+
+def _text(response: requests.Response) -> str:
+    # JSON is UTF-8; requests would guess where no charset is declared.
+    return response.content.decode("utf-8", "replace")
+
+
+def _timed_out(exc: Exception) -> bool:
+    # While a body is read, requests reports a timeout as a ConnectionError around urllib3's own error.
+    return isinstance(exc, requests.exceptions.Timeout) or "Read timed out" in str(exc)
+
+
+def _raise_tls(exc: Exception) -> None:
+    # An end of file in the handshake is a port forwarder in front of a server that is not there yet.
+    if isinstance(exc, requests.exceptions.SSLError) and "EOF" not in str(exc):
+        raise Fault("tls", f"TLS failed ({reason(exc)})", "a trusted connection") from exc

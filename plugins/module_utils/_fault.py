@@ -1,0 +1,70 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What can be wrong with an endpoint, in the words an operator needs.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Failure class -> what cures it. The keys are documented in the return values of chat_completion.
+CURES = {
+    "auth": "Give a valid key: api_key for the endpoint, NGC_API_KEY for images and weights.",
+    "bad_response": "See whether something other than a NIM answers at this address.",
+    "cache_permission": "Give the cache directory to the user of the image (uid 1000).",
+    "crash_loop": "Read the journal, cure the cause, then start the unit again.",
+    "dead_engine": "Restart the service: a dead engine does not come back while its health still looks green.",
+    "disk_full": "Free or add disk space for the cache and the images.",
+    "gpu_unavailable": "Make the driver, fabric manager and CDI specification of the host agree, then start the unit again.",
+    "image_missing": "Correct the image reference, or load the image on this host.",
+    "no_profile": "Choose a model that fits these GPUs, free their memory, or pin a profile.",
+    "out_of_memory": "Free memory on the GPU or the host, choose a smaller profile, or shorten the context.",
+    "port_in_use": "Stop what listens on the port, or give the service another one.",
+    "starting": "Wait longer (timeout) if the log still moves; otherwise read the journal.",
+    "tls": "Set ca_path to the CA of the endpoint, and check the certificates and the http or https of the URL.",
+    "unit_not_found": "Deploy the service first, or correct the name of the unit.",
+    "unit_stopped": "Start the unit.",
+    "unit_unreadable": "Run this where systemd runs the service, as a user who may ask it.",
+    "unreachable": "Start the service, or correct host, port and firewall.",
+    "wrong_answer": "Read the answer; correct expect_regex, prompt or model.",
+    "wrong_model": "Ask for a listed model, or deploy the image and profile of the wanted one.",
+}
+
+
+class Fault(Exception):
+    """A definite failure.
+
+    failure_class: str, a key of CURES. seen and wanted: str, complete the sentence "<seen>, wanted <wanted>".
+    evidence: list of str, lines that show it. culprit: str, the one line of the journal that matters most, or empty.
+    of_unit: bool, whether the unit behind the endpoint showed it, not the endpoint.
+    """
+
+    def __init__(
+        self,
+        failure_class: str,
+        seen: str,
+        wanted: str,
+        evidence: Iterable[str] = (),
+        culprit: str = "",
+        of_unit: bool = False,
+    ) -> None:
+        super().__init__(f"{seen}, wanted {wanted}")
+        self.failure_class = failure_class
+        self.evidence = list(evidence)
+        self.culprit = culprit
+        self.of_unit = of_unit
+
+    @property
+    def cure(self) -> str:
+        """What the operator can do about it (one sentence)."""
+        return CURES[self.failure_class]
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """One printable line of at most limit characters."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."

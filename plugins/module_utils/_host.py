@@ -1,0 +1,210 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the commands and files of a GPU host say, as plain data. Private to the collection.
+
+Pure functions: text in, dictionaries out. Nothing here runs a command or knows Ansible. Sizes are bytes unless a name
+ends in ``_mib``; a value that the host does not tell is ``None``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+#: Label that carries the hash of the configuration a NIM container was started with.
+CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
+#: Label that carries the name of the service a NIM container belongs to.
+SERVICE_LABEL = "com.github.baremetal-nim.service"
+#: File, in a model cache, that says which weights were staged there completely.
+STAGED_MARKER = ".baremetal-nim.json"
+
+
+def parse_os_release(text: str) -> dict[str, Any]:
+    """os-release(5) to ``distribution`` (Debian, Ubuntu, RedHat…), ``version``, ``major`` and ``codename``."""
+    values = {}
+    for line in text.splitlines():
+        key, sign, value = line.partition("=")
+        if sign and not key.startswith("#"):
+            values[key.strip()] = value.strip().strip("\"'")
+    names = {"debian": "Debian", "ubuntu": "Ubuntu", "rhel": "RedHat", "rocky": "Rocky", "almalinux": "AlmaLinux"}
+    version = values.get("VERSION_ID", "")
+    return {
+        "distribution": names.get(values.get("ID", ""), values.get("ID", "unknown").capitalize()),
+        "version": version,
+        "major": version.split(".")[0],
+        "codename": values.get("VERSION_CODENAME") or None,
+    }
+
+
+def parse_meminfo(text: str) -> dict[str, int | None]:
+    """/proc/meminfo to ``total`` and ``available`` bytes."""
+    values = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
+    return {
+        "total": int(values["MemTotal"]) * 1024 if "MemTotal" in values else None,
+        "available": int(values["MemAvailable"]) * 1024 if "MemAvailable" in values else None,
+    }
+
+
+def _mib(text: str | None) -> int | None:
+    # "[N/A]" is the honest answer of cards with unified memory (GB10).
+    match = re.match(r"(\d+) MiB$", (text or "").strip())
+    return int(match.group(1)) if match else None
+
+
+def parse_nvidia_smi(text: str) -> dict[str, Any]:
+    """``nvidia-smi -q -x`` to ``driver_version``, ``cuda_version`` and a list of ``gpus``.
+
+    Raises ValueError when the text is not such a report.
+    """
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise ValueError(f"not a report of nvidia-smi -q -x: {error}") from error
+    gpus = []
+    for index, gpu in enumerate(root.findall("gpu")):
+        processes = [
+            {
+                "pid": int(process.findtext("pid") or 0),
+                "name": process.findtext("process_name"),
+                "used_mib": _mib(process.findtext("used_memory")),
+            }
+            for process in gpu.findall("processes/process_info")
+        ]
+        gpus.append(
+            {
+                "index": index,
+                "uuid": gpu.findtext("uuid"),
+                "name": gpu.findtext("product_name"),
+                "architecture": gpu.findtext("product_architecture"),
+                "pci_bus_id": gpu.findtext("pci/pci_bus_id"),
+                "memory_total_mib": _mib(gpu.findtext("fb_memory_usage/total")),
+                "memory_used_mib": _mib(gpu.findtext("fb_memory_usage/used")),
+                "memory_free_mib": _mib(gpu.findtext("fb_memory_usage/free")),
+                "mig_enabled": gpu.findtext("mig_mode/current_mig") == "Enabled",
+                "processes": processes,
+            }
+        )
+    return {
+        "driver_version": root.findtext("driver_version"),
+        "cuda_version": root.findtext("cuda_version"),
+        "gpus": gpus,
+    }
+
+
+def parse_driver_version(text: str) -> str | None:
+    """/proc/driver/nvidia/version to the version of the loaded kernel module."""
+    match = re.search(r"^NVRM version:.*?Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text, re.MULTILINE)
+    return match.group(1) if match else None
+
+
+def parse_cdi_spec(text: str) -> dict[str, Any]:
+    """A CDI specification to ``kind``, ``devices`` (names) and ``driver_version``.
+
+    The driver version is read from the library names in it. Reads JSON as well as the YAML that nvidia-ctk writes,
+    without a YAML parser: hosts need not have one.
+    """
+    try:
+        spec = json.loads(text)
+        kind = spec.get("kind")
+        devices = [device["name"] for device in spec.get("devices", [])]
+    except ValueError:
+        kind_match = re.search(r"^kind:\s*\"?([^\s\"]+)", text, re.MULTILINE)
+        kind = kind_match.group(1) if kind_match else None
+        block = re.search(r"^devices:\n((?:[ -].*\n?)*)", text, re.MULTILINE)
+        devices = re.findall(r"^ *-? *name:\s*\"?([^\s\"]+)\"?\s*$", block.group(1), re.MULTILINE) if block else []
+    versions = re.findall(r"lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)?)", text)
+    return {"kind": kind, "devices": devices, "driver_version": versions[0] if versions else None}
+
+
+def parse_listeners(text: str, family: int = 4) -> list[dict[str, Any]]:
+    """/proc/net/tcp or tcp6 (FAMILY 6) to the listening sockets: ``address``, ``port``, ``inode``."""
+    listeners = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 10 or fields[3] != "0A":
+            continue
+        raw, port = fields[1].split(":")
+        # Kernel words are little-endian; only "any", loopback and IPv4 need telling apart here.
+        if family == 4:
+            address = ".".join(str(octet) for octet in reversed(bytes.fromhex(raw)))
+        else:
+            address = "::" if set(raw) == {"0"} else ("::1" if raw == "0" * 24 + "01000000" else raw)
+        listeners.append({"address": address, "port": int(port, 16), "inode": fields[9]})
+    return listeners
+
+
+def parse_systemctl_show(text: str) -> dict[str, dict[str, str]]:
+    """``systemctl show`` of several units (blocks parted by empty lines) to properties by unit name."""
+    units = {}
+    for block in re.split(r"\n\s*\n", text.strip()):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if values.get("Id"):
+            units[values["Id"]] = values
+    return units
+
+
+def parse_packages(text: str) -> dict[str, str]:
+    """``dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\\n'`` to versions of installed packages."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[-2]: row[-1] for row in rows if len(row) >= 3 and row[0].startswith(("i", "h")) and row[0][1] == "i"}
+
+
+def parse_docker_info(text: str) -> dict[str, Any]:
+    """``docker info --format '{{json .}}'`` to what the roles decide from."""
+    try:
+        info = json.loads(text)
+    except ValueError:
+        return {}
+    # An engine that does not answer leaves ServerVersion empty and tells why in ServerErrors.
+    if not info.get("ServerVersion"):
+        return {}
+    return {
+        "version": info["ServerVersion"],
+        "root_dir": info.get("DockerRootDir"),
+        "live_restore": bool(info.get("LiveRestoreEnabled")),
+        "cdi_spec_dirs": info.get("CDISpecDirs") or [],
+    }
+
+
+def parse_docker_logins(text: str) -> dict[str, str]:
+    """Docker's config.json to the SHA-256 of ``user:password`` by registry."""
+    try:
+        auths = json.loads(text).get("auths") or {}
+        return {
+            registry: hashlib.sha256(base64.b64decode(entry["auth"])).hexdigest()
+            for registry, entry in auths.items()
+            if entry.get("auth")
+        }
+    except (ValueError, AttributeError):
+        return {}
+
+
+def parse_containers(text: str) -> dict[str, dict[str, Any]]:
+    """``docker inspect`` of NIM containers to their state by container name."""
+    containers = {}
+    for item in json.loads(text or "[]"):
+        labels = item["Config"].get("Labels") or {}
+        containers[item["Name"].lstrip("/")] = {
+            "service": labels.get(SERVICE_LABEL),
+            "config_hash": labels.get(CONFIG_HASH_LABEL),
+            "image": item["Config"]["Image"],
+            "image_id": item["Image"],
+            "running": bool(item["State"].get("Running")),
+            "started_at": item["State"].get("StartedAt"),
+            "exit_code": item["State"].get("ExitCode"),
+            "restart_count": item.get("RestartCount", 0),
+            "ports": sorted(
+                {
+                    int(binding["HostPort"])
+                    for bindings in (item["HostConfig"].get("PortBindings") or {}).values()
+                    for binding in bindings or []
+                    if binding.get("HostPort")
+                }
+            ),
+        }
+    return containers

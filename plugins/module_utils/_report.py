@@ -1,0 +1,89 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What was read on many hosts, put together for people and programs. Private to the collection; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One dictionary per verified or failed endpoint, from the variables of hosts after the verify stage.
+
+    A host that failed before its endpoints were asked gives one item with ``verified`` false and no service.
+    """
+    report = []
+    for host in hosts:
+        name = host["inventory_hostname"]
+        results = (host.get("nim_verification") or {}).get("results") or []
+        if not results:
+            report.append({"host": name, "service": None, "verified": False, "failure": "not reached"})
+        for result in results:
+            item = result["__nim_service_endpoint"]
+            known = ((host.get("nim_host") or {}).get("services") or {}).get(item["name"]) or {}
+            record = known.get("record") or {}
+            failed = bool(result.get("failed"))
+            report.append(
+                {
+                    "host": name,
+                    "service": item["name"],
+                    "url": item["url"],
+                    "model": result.get("model"),
+                    "image": record.get("image_reference") or item["image"],
+                    "gpus": item["devices"],
+                    "ready_after_s": record.get("ready_after_s", result.get("ready_after")),
+                    "ttft_ms": round(result["ttft"] * 1000, 1) if result.get("ttft") is not None else None,
+                    "usage": result.get("usage"),
+                    "content": result.get("content"),
+                    "verified": not failed and not result.get("skipped", False),
+                    "failure_class": result.get("failure_class"),
+                    "failure": result.get("msg") if failed else None,
+                }
+            )
+    return report
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as text, columns aligned; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 3 d 4 h, 5 min, 12 s."""
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if days >= 1:
+        return f"{int(days)} d {int(hours % 24)} h"
+    if hours >= 1:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(minutes)} min" if minutes >= 1 else f"{int(seconds)} s"
+
+
+def status(hosts: Iterable[Mapping[str, Any]]) -> str:
+    """A table of every service on every host, from the variables of hosts after gpu_host_info."""
+    rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "ENDPOINT"]]
+    for host in hosts:
+        name, state = host["inventory_hostname"], host.get("nim_host")
+        if not state:
+            rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-"])
+            continue
+        shown = 0
+        for service, now in sorted(state["services"].items()):
+            unit, record = now["unit"], now.get("record") or {}
+            if not unit["exists"] and not record:
+                continue
+            shown += 1
+            # A cache without a unit is no service; a record without a unit is one that somebody removed by hand.
+            words = f"{unit['active']} ({unit['sub']})" if unit["exists"] else "unit missing"
+            uptime = duration(unit["uptime"]) if unit.get("uptime") is not None and unit["active"] == "active" else "-"
+            gpus = ",".join(record.get("gpus") or []) or "-"
+            rows.append(
+                [name, service, record.get("model") or "-", gpus, words, uptime, str(unit["restarts"]), record.get("url") or "-"]
+            )
+        if not shown:
+            rows.append([name, "-", "-", "-", "no services", "-", "-", "-"])
+    return table(rows)

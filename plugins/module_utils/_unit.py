@@ -1,0 +1,269 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What systemd and the journal say about the unit behind an endpoint.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+
+# argv -> (exit status, standard output, standard error)
+Run = Callable[[list[str]], tuple[int, str, str]]
+
+UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]*")
+
+_PROPERTIES = (
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "Result",
+    "NRestarts",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "InvocationID",
+)
+# The cause of a crash stands far above the last lines: every process of the engine adds its own traceback.
+_WINDOW = 500
+_CHECK_EVERY = 1.0
+_MISSES = 3
+
+# First match wins within one line. Each text is what an engine, NIM, Docker, Podman or systemd prints.
+_CAUSES = {
+    "cache_permission": r"os error 13\b|errno 13\b.*(/opt/nim|/model|cache)|cache\b.* is not writable",
+    "disk_full": r"no space left on device|os error 28\b|disk quota exceeded",
+    "port_in_use": r"address already in use|port is already allocated",
+    "no_profile": r"detected 0 compatible profile|could not find a profile that is currently runnable",
+    "out_of_memory": (
+        r"out of memory|OutOfMemoryError|oom.kill|no available memory for the cache blocks"
+        r"|free memory on device .* is less than desired|larger than the available kv cache memory"
+    ),
+    "gpu_unavailable": (
+        r"could not select device driver|unresolvable cdi devices|failed to initialize nvml"
+        r"|libcuda\.so\S*: cannot open|nvidia-container-cli: |cuda driver version is insufficient"
+        r"|cuda error: system not yet initialized|error 80[23]: |no cuda-capable device"
+    ),
+    "image_missing": (
+        r"manifest unknown|manifest for \S+ not found|no matching manifest|no such image|image not known"
+        r"|name_unknown|repository name not known"
+    ),
+    "auth": (
+        r"\bunauthorized\b|\bforbidden\b|authentication (error|failed|required)|requires an api key|invalid api key"
+        r"|pull access denied|requested access .* denied|payment required"
+        r"|(status|http|error)\W{0,3}(code)?\W{0,3}40[123]\b|\b40[13] client error"
+    ),
+}
+_CAUSE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _CAUSES.items()}
+# One life of the unit ends here; systemd writes these after the last words of the container.
+_END_OF_LIFE = re.compile(r"\.service: (Failed with result|Deactivated successfully|Succeeded\.|Scheduled restart job)")
+_ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S+ HTTP/\d')
+_SYSTEMD_LINE = re.compile(r"^\S+\.service: |^(Started|Starting|Stopped|Stopping) .*\.$")
+_EXIT_STATUS = re.compile(r"\.service: Main process exited, code=(\w+), status=(\d+)")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit as `systemctl show` tells it. exit_code is the CLD_ number: 1 exited, 2 and 3 killed by a signal."""
+
+    name: str
+    load_state: str = ""
+    active_state: str = ""
+    sub_state: str = ""
+    result: str = ""
+    restarts: int = 0
+    exit_code: int = 0
+    exit_status: int = 0
+    invocation_id: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as plain data for a module result."""
+        return asdict(self)
+
+    @property
+    def last_exit(self) -> str:
+        """How the main process ended, or empty while that is unknown."""
+        return _exit_words(self.exit_code == 1, self.exit_status) if self.exit_code else ""
+
+
+def show_command(unit: str) -> list[str]:
+    """Return the argv that reads the state of a unit."""
+    return ["systemctl", "show", "--property=" + ",".join(_PROPERTIES), "--", unit]
+
+
+def journal_command(unit: str, lines: int) -> list[str]:
+    """Return the argv that reads the last lines of a unit's journal."""
+    return ["journalctl", "--unit=" + unit, "-n", str(lines), "-o", "cat", "--no-pager"]
+
+
+def parse_show(unit: str, text: str) -> UnitState:
+    """Return the state told by the output of show_command. What is absent or no number counts as empty or 0."""
+    values = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+
+    def number(key: str) -> int:
+        value = values.get(key, "")
+        return int(value) if value.isdigit() else 0
+
+    return UnitState(
+        name=unit,
+        load_state=values.get("LoadState", ""),
+        active_state=values.get("ActiveState", ""),
+        sub_state=values.get("SubState", ""),
+        result=values.get("Result", ""),
+        restarts=number("NRestarts"),
+        exit_code=number("ExecMainCode"),
+        exit_status=number("ExecMainStatus"),
+        invocation_id=values.get("InvocationID", ""),
+    )
+
+
+def verdict(state: UnitState, restarts: int, invocation_id: str) -> tuple[str, str] | None:
+    """Say whether the unit cannot become ready any more: (failure class, what is seen), or None while it may.
+
+    restarts and invocation_id: what the unit had when the wait began.
+    """
+    name = f"unit {state.name}"
+    if state.load_state not in ("loaded", ""):
+        return "unit_not_found", f"{name} is {state.load_state}"
+    if state.active_state == "failed":
+        return "crash_loop", f"{name} is failed (result {state.result})"
+    if state.active_state == "inactive":
+        return "unit_stopped", f"{name} is inactive (result {state.result})"
+    if state.sub_state.startswith("auto-restart"):
+        return "crash_loop", f"{name} crashed (result {state.result}) and waits for its restart"
+    if state.restarts > restarts:
+        return "crash_loop", f"{name} restarted {_times(state.restarts - restarts)} during the wait"
+    if invocation_id and state.invocation_id and state.invocation_id != invocation_id:
+        return "crash_loop", f"{name} was started anew during the wait"
+    return None
+
+
+def last_life(lines: Sequence[str]) -> list[str]:
+    """Return the journal lines of the last life of a unit that has ended, or all lines when no end is recorded.
+
+    Older lives are left out: what killed them may have been cured since.
+    """
+    ended: list[str] = []
+    life: list[str] = []
+    for line in lines:
+        life.append(line)
+        if _END_OF_LIFE.search(line):
+            # systemd ends one life with several lines: only a life with words of its own replaces the one before.
+            ended = life if last_words(life) else ended + life
+            life = []
+    return ended or life
+
+
+def classify(lines: Sequence[str]) -> tuple[str, str] | None:
+    """Return (failure class, the line that tells it) from the journal of a dead unit, None when nothing is known.
+
+    The newest telling line wins. Lines that log requests of clients tell nothing about the service.
+    """
+    for line in reversed(lines):
+        if _ACCESS_LOG.search(line):
+            continue
+        for failure_class, pattern in _CAUSE_PATTERNS.items():
+            if pattern.search(line):
+                return failure_class, line
+    return None
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """Return the newest line the service itself wrote (neither systemd nor an access log), or empty."""
+    for line in reversed(lines):
+        if line and not _ACCESS_LOG.search(line) and not _SYSTEMD_LINE.search(line):
+            return shorten(line)
+    return ""
+
+
+class UnitWatch:
+    """Looks at a unit now and then and raises a Fault as soon as it cannot become ready any more.
+
+    run: runs systemctl and journalctl. restarts and invocation_id: what an earlier slice of the same wait saw first.
+    """
+
+    def __init__(
+        self,
+        unit: str,
+        run: Run,
+        lines: int = 20,
+        restarts: int | None = None,
+        invocation_id: str = "",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.unit = unit
+        self.state = UnitState(unit)
+        self.restarts = restarts
+        self.invocation_id = invocation_id
+        self._run = run
+        self._lines = lines
+        self._now = now
+        self._checked: float | None = None
+        self._misses = 0
+
+    def check(self, force: bool = False) -> None:
+        """Raise a Fault when the unit is lost. Asks systemd at most once a second, unless forced."""
+        if not force and self._checked is not None and self._now() - self._checked < _CHECK_EVERY:
+            return
+        self._checked = self._now()
+        rc, out, err = self._run(show_command(self.unit))
+        if rc != 0:
+            # A systemd that re-executes itself does not answer for a moment; one that never answered is another thing.
+            self._misses += 1
+            if self._misses >= _MISSES or not self.state.active_state:
+                said = shorten(err or out) or f"exit status {rc}"
+                raise Fault("unit_unreadable", f"systemctl cannot read unit {self.unit} ({said})", "its state")
+            return
+        self._misses = 0
+        self.state = parse_show(self.unit, out)
+        if self.restarts is None:
+            self.restarts = self.state.restarts
+        self.invocation_id = self.invocation_id or self.state.invocation_id
+        lost = verdict(self.state, self.restarts, self.invocation_id)
+        if lost:
+            raise self._fault(*lost)
+
+    def journal(self, lines: int | None = None) -> list[str]:
+        """Return the last lines of the journal, oldest first, free of colour codes; empty when it cannot be read."""
+        rc, out, _err = self._run(journal_command(self.unit, lines or self._lines))
+        return [_ANSI.sub("", line).rstrip() for line in out.splitlines() if line.strip()] if rc == 0 else []
+
+    def _fault(self, failure_class: str, seen: str) -> Fault:
+        if failure_class == "unit_not_found":
+            return Fault(failure_class, seen, "an installed unit")
+        life = last_life(self.journal(max(_WINDOW, self._lines)))
+        cause = classify(life)
+        evidence = life[-self._lines :] if self._lines else []
+        culprit = last_words(life)
+        if cause:
+            failure_class, line = cause
+            culprit = shorten(line)
+            if line not in evidence:
+                evidence.insert(0, line)
+        if self.state.result == "oom-kill":
+            failure_class = "out_of_memory"
+        last_exit = self.state.last_exit or _journal_exit(life)
+        seen += f" (last {last_exit})" if last_exit else ""
+        return Fault(failure_class, seen, "active", evidence, culprit, of_unit=True)
+
+
+def _journal_exit(lines: Sequence[str]) -> str:
+    found = [match.groups() for match in map(_EXIT_STATUS.search, lines) if match]
+    return _exit_words(found[-1][0] == "exited", int(found[-1][1])) if found else ""
+
+
+def _exit_words(exited: bool, status: int) -> str:
+    return f"exit status {status}" if exited else f"killed by signal {status}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -1,0 +1,257 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One slice of the wait for an endpoint, and its verification once it is ready.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
+    CHAT_PATH,
+    Answer,
+    chat_payload,
+    check_content,
+    check_metadata,
+    choose_model,
+    clock,
+)
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Broken, Endpoint
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._unit import UnitWatch, last_words
+
+# A health check that hangs must not blind the wait; under load a healthy one may still take its time.
+_READY_TIMEOUT = 30.0
+# systemd learns of a death a moment after the connection broke.
+_SETTLE = 3.0
+_HISTORY = 100
+# Failures seen from outside whose cause the unit's journal may tell.
+_JOURNAL_HELPS = ("dead_engine", "starting")
+
+
+class Verification:
+    """Waits for one endpoint and verifies it.
+
+    options: the options of chat_completion. resume: what an earlier slice of the same wait handed over.
+    result: dict, complete after run(), whether that returned or raised.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        endpoint: Endpoint,
+        watch: UnitWatch | None = None,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._options = options
+        self._endpoint = endpoint
+        self._watch = watch
+        self._now = now
+        self._sleep = sleep
+        self._resume: Mapping[str, Any] = options.get("resume") or {}
+        self._breaks: int = self._resume.get("breaks") or 0
+        self._start = now()
+        self._model: str | None = options["model"]
+        self.result: dict[str, Any] = {
+            "changed": False,
+            "content": None,
+            "duration": None,
+            "elapsed": 0.0,
+            "evidence": [],
+            "failure_class": None,
+            "finish_reason": None,
+            "history": [],
+            "last_log": "",
+            "model": self._model,
+            "models": [],
+            "next_command": None,
+            "phase": "unreachable",
+            "ready_after": None,
+            "status": None,
+            "stream_duration": None,
+            "ttft": None,
+            "unit": {},
+            "usage": {},
+            "waiting": False,
+        }
+
+    def run(self) -> None:
+        """Wait, then verify; afterwards the result says waiting when max_wait came first. Raises Fault."""
+        try:
+            self._run()
+        except Fault as fault:
+            if self._watch and fault.failure_class in _JOURNAL_HELPS:
+                journal = self._watch.journal()
+                fault.evidence += journal
+                fault.culprit = fault.culprit or last_words(journal)
+            self.result.update(
+                evidence=fault.evidence,
+                failure_class=fault.failure_class,
+                next_command=self._next_command(fault),
+            )
+            raise
+        finally:
+            self.result["elapsed"] = self._elapsed()
+            if self._watch:
+                self.result["unit"] = self._watch.state.as_dict()
+
+    def _run(self) -> None:
+        options = self._options
+        left = max(0.0, options["timeout"] - self._elapsed())
+        max_wait = options["max_wait"]
+        for _elapsed in clock(
+            left if max_wait is None else min(left, max_wait), options["poll_interval"], self._now, self._sleep
+        ):
+            if self._watch:
+                self._watch.check()
+            if self._is_ready():
+                try:
+                    self._verify()
+                except Broken as exc:
+                    self._broken(exc)
+                    continue
+                except Fault as fault:
+                    if fault.failure_class == "dead_engine":
+                        self._settle()
+                    raise
+                return
+        if self._elapsed() >= options["timeout"]:
+            silent = self.result["status"] is None and not self._watch
+            detail = self.result["history"][-1]["detail"]
+            seen = f"GET {options['ready_path']} was not ready within {options['timeout']:g} s (last: {detail})"
+            raise Fault("unreachable" if silent else "starting", seen, "HTTP 200")
+        self._hand_over()
+
+    def _is_ready(self) -> bool:
+        options = self._options
+        patience = min(_READY_TIMEOUT, options["request_timeout"], max(1.0, options["timeout"] - self._elapsed()))
+        status, detail = self._endpoint.ready(options["ready_path"], patience)
+        self.result["status"] = status
+        if status == 200:
+            self.result["ready_after"] = self._elapsed()
+            self._note("ready", detail)
+            return True
+        # A service whose unit lives and whose port is silent is one that starts.
+        self._note("unreachable" if status is None and not self._watch else "starting", detail)
+        return False
+
+    def _verify(self) -> None:
+        options = self._options
+        endpoint = self._endpoint
+        self.result["models"] = endpoint.models()
+        model = choose_model(options["model"], self.result["models"])
+        self.result["model"] = self._model = model
+        if options["check_metadata"]:
+            check_metadata(model, endpoint.metadata())
+        # The plain completion goes first: the very first one may compile kernels, which is no time to first token.
+        if "completion" in options["probes"]:
+            answer = endpoint.complete(self._payload())
+            self._accept(answer)
+            self.result["duration"] = _seconds(answer.duration)
+        if "stream" in options["probes"]:
+            answer = endpoint.stream(self._payload(stream=True))
+            self._accept(answer)
+            self.result.update(ttft=_seconds(answer.ttft), stream_duration=_seconds(answer.duration))
+        if self._watch:
+            # The answer may have come from something else that holds the port of a service in a crash loop.
+            self._watch.check(force=True)
+        self._note("verified", f"{model} answered")
+
+    def _accept(self, answer: Answer) -> None:
+        if self._options["expect_regex"] is not None:
+            check_content(answer.content, self._options["expect_regex"])
+        if self.result["content"] is None:
+            self.result.update(content=answer.content, finish_reason=answer.finish_reason, usage=answer.usage)
+
+    def _broken(self, exc: Broken) -> None:
+        """Forgive the first broken connection: health may turn green a moment before the engine listens."""
+        self._settle()
+        self._breaks += 1
+        if self._breaks > 1:
+            raise Fault("dead_engine", f"{exc} though the endpoint is ready", "a completion") from exc
+        self.result["ready_after"] = None
+        self._note("starting", str(exc))
+
+    def _settle(self) -> None:
+        """Prefer the unit's own account of a death to the broken answer it caused."""
+        if self._watch:
+            for _elapsed in clock(_SETTLE, 0.5, self._now, self._sleep):
+                self._watch.check(force=True)
+
+    def _hand_over(self) -> None:
+        self.result.update(waiting=True, resume={"elapsed": self._elapsed(), "breaks": self._breaks})
+        if self._watch:
+            self.result["last_log"] = last_words(self._watch.journal())
+            self.result["resume"].update(restarts=self._watch.restarts, invocation_id=self._watch.invocation_id)
+
+    def _note(self, phase: str, detail: str) -> None:
+        self.result["phase"] = phase
+        history = self.result["history"]
+        entry = {"phase": phase, "detail": detail}
+        if not history or {key: history[-1][key] for key in entry} != entry:
+            history.append(dict(entry, at=self._elapsed()))
+            del history[:-_HISTORY]
+
+    def _elapsed(self) -> float:
+        return round((self._resume.get("elapsed") or 0.0) + self._now() - self._start, 3)
+
+    def _payload(self, stream: bool = False) -> dict[str, Any]:
+        options = self._options
+        messages = options["messages"] or [{"role": "user", "content": options["prompt"]}]
+        return chat_payload(self._model or "MODEL", messages, options["max_tokens"], options["temperature"], stream)
+
+    def _next_command(self, fault: Fault) -> str:
+        unit = self._options["unit"]
+        failure_class = fault.failure_class
+        if failure_class in ("gpu_unavailable", "no_profile", "out_of_memory"):
+            return "nvidia-smi"
+        if failure_class == "disk_full":
+            return "df -h"
+        if failure_class == "port_in_use":
+            return f"ss -ltnp 'sport = :{port_of(self._endpoint.base)}'"
+        if failure_class in ("unit_not_found", "unit_unreadable"):
+            return f"systemctl status {unit}"
+        if unit and (fault.of_unit or failure_class in _JOURNAL_HELPS):
+            return f"journalctl -u {unit} -n 100 --no-pager"
+        if failure_class in ("auth", "wrong_model"):
+            return self._curl("/v1/models")
+        if failure_class in ("bad_response", "dead_engine", "wrong_answer"):
+            return self._curl(CHAT_PATH, self._payload())
+        return self._curl(self._options["ready_path"])
+
+    def _curl(self, path: str, payload: dict[str, Any] | None = None) -> str:
+        options = self._options
+        words = ["curl", "-sSi"]
+        for flag, value in (
+            ("--cacert", options["ca_path"]),
+            ("--cert", options["client_cert"]),
+            ("--key", options["client_key"]),
+        ):
+            words += [flag, shlex.quote(value)] if value else []
+        if not options["validate_certs"]:
+            words.append("-k")
+        if options["api_key"]:
+            words.append('-H "Authorization: Bearer $API_KEY"')
+        if payload is not None:
+            words += ["-H 'Content-Type: application/json'", "-d", shlex.quote(json.dumps(payload))]
+        return " ".join(words + [shlex.quote(self._endpoint.base + path)])
+
+
+def port_of(url: str) -> int:
+    """Return the TCP port of a URL."""
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

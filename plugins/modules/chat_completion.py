@@ -1,0 +1,515 @@
+#!/usr/bin/python
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: chat_completion
+short_description: Wait for a NIM endpoint and verify it by real chat completions
+version_added: 1.0.0
+description:
+  - Waits until an OpenAI-compatible endpoint, such as an NVIDIA NIM, is ready, and then proves that it serves by asking
+    it for a plain and a streamed chat completion.
+  - A green health check is not enough. The health, the list of models and the metadata of a NIM stay green after its
+    engine has died, and a container may serve another model than the one its name says.
+  - While it waits it also watches the systemd unit behind the endpoint (O(unit)) and stops within seconds when that
+    has failed, stopped or restarted. The failure carries its class (RV(failure_class)), the evidence (RV(evidence)) and
+    the command to run next (RV(next_command)).
+  - The action plugin of the same name runs the wait in slices of O(max_wait) and shows its progress live. A lost
+    connection to the host costs one slice. Interrupting and running the task again is safe at any time.
+extends_documentation_fragment:
+  - baremetal.nim._attributes
+  - baremetal.nim._attributes.actiongroup_nim
+attributes:
+  check_mode:
+    support: partial
+    details:
+      - In check mode the endpoint may not exist yet. No request is made and the task is skipped.
+  diff_mode:
+    support: none
+    details:
+      - It changes nothing.
+  idempotent:
+    support: full
+options:
+  url:
+    description:
+      - Address of the endpoint without a path, such as V(http://127.0.0.1:8000). An ending C(/v1) is dropped.
+      - Proxies and C(.netrc) in the environment are not used.
+    type: str
+    required: true
+  model:
+    description:
+      - Model to ask. It must be listed by C(/v1/models) and be the one that answers.
+      - By default the first model listed.
+    type: str
+  prompt:
+    description: Text of the one user message to send.
+    type: str
+    default: "Reply with the single word: ready"
+  messages:
+    description: Messages to send instead of O(prompt), as the API takes them.
+    type: list
+    elements: dict
+  max_tokens:
+    description: Most tokens an answer may have. Models that reason first need more.
+    type: int
+    default: 64
+  temperature:
+    description: Sampling temperature.
+    type: float
+    default: 0.0
+  probes:
+    description:
+      - Completions to ask for once the endpoint is ready.
+      - V(completion) is a plain answer.
+      - V(stream) is an answer streamed as server-sent events.
+      - An empty list only waits and checks the model.
+    type: list
+    elements: str
+    choices: [completion, stream]
+    default: [completion, stream]
+  expect_regex:
+    description: Regular expression (Python) that must be found in the content of every answer.
+    type: str
+  check_metadata:
+    description:
+      - Whether a C(/v1/metadata) that names another model than the one asked is a failure.
+      - Endpoints without metadata pass. A model id without a slash is an alias and not compared.
+      - Switch this off when E(NIM_SERVED_MODEL_NAME) is a made-up name with a slash.
+    type: bool
+    default: true
+  ready_path:
+    description:
+      - Path of the readiness check. Only its status code counts, since the body differs between generations of NIM.
+    type: str
+    default: /v1/health/ready
+  timeout:
+    description:
+      - Most seconds to wait until the endpoint is ready.
+      - The first start of a large model downloads hundreds of gigabytes; leave it the time.
+    type: float
+    default: 1800
+  request_timeout:
+    description: Most seconds one completion may take. Longer counts as a dead engine.
+    type: float
+    default: 120
+  poll_interval:
+    description: Seconds between two readiness checks.
+    type: float
+    default: 0.25
+  unit:
+    description:
+      - Systemd unit that runs the service, such as V(nim-llama.service). It is watched about once a second.
+      - Reading its journal needs root or membership in a group such as C(systemd-journal).
+    type: str
+  journal_lines:
+    description: Number of lines of the unit's journal a failure shows as evidence.
+    type: int
+    default: 20
+  api_key:
+    description: Bearer token of the endpoint, where a gateway in front of it asks for one.
+    type: str
+  validate_certs:
+    description: Whether the certificate of an C(https) endpoint must be trusted.
+    type: bool
+    default: true
+  ca_path:
+    description: File or directory on the host with the CA certificates to trust. By default those of C(requests).
+    type: path
+  client_cert:
+    description: File on the host with the client certificate in PEM format, for an endpoint with mutual TLS.
+    type: path
+  client_key:
+    description: File on the host with the key of O(client_cert), when that does not hold it itself.
+    type: path
+  progress:
+    description:
+      - Whether the controller prints a line when the wait comes to a new phase, and now and then in between.
+      - Nothing is printed for an endpoint that is ready at once, or for a task with C(no_log).
+    type: bool
+    default: true
+  max_wait:
+    description:
+      - Longest time in seconds that one call of the module waits before it returns with RV(waiting=true).
+      - In a task the action plugin calls the module again until the result is final, by default every V(5) seconds;
+        this is then the length of its slices. By default the module itself waits until O(timeout).
+    type: float
+  resume:
+    description:
+      - What an earlier slice of the same wait saw (RV(resume)). Set by the action plugin.
+    type: dict
+    suboptions:
+      elapsed:
+        description: Seconds waited so far.
+        type: float
+        default: 0
+      breaks:
+        description: Connections that broke although the endpoint was ready.
+        type: int
+        default: 0
+      restarts:
+        description: Restart counter of the unit when the wait began.
+        type: int
+      invocation_id:
+        description: Invocation of the unit when the wait began.
+        type: str
+author:
+  - The baremetal.nim maintainers (@baremetal-nim)
+requirements:
+  - requests (on the host that runs the module)
+  - systemctl and journalctl, when O(unit) is used
+notes:
+  - Runs on the host of the service, so that a port bound to C(127.0.0.1) can be verified. Delegate the task to check the
+    way that clients take.
+seealso:
+  - module: ansible.builtin.uri
+  - module: ansible.builtin.wait_for
+"""
+
+EXAMPLES = r"""
+- name: Wait for the llama service and verify it
+  baremetal.nim.chat_completion:
+    url: http://127.0.0.1:8000
+    model: meta/llama-3.1-8b-instruct
+    unit: nim-llama.service
+
+- name: Check what the model answers
+  baremetal.nim.chat_completion:
+    url: http://127.0.0.1:8000
+    prompt: "What is the capital of France? Answer with one word."
+    expect_regex: (?i)\bparis\b
+    timeout: 60
+
+- name: Verify the endpoint through the gateway, as a client sees it
+  baremetal.nim.chat_completion:
+    url: https://llm.example.com
+    api_key: "{{ gateway_api_key }}"
+    ca_path: /etc/ssl/certs/corporate-ca.pem
+    probes: [stream]
+  delegate_to: localhost
+
+- name: Show what is wrong without failing
+  baremetal.nim.chat_completion:
+    url: http://127.0.0.1:8000
+    unit: nim-llama.service
+    timeout: 30
+  register: probe
+  failed_when: false
+
+- name: Report the class of the failure
+  ansible.builtin.debug:
+    msg: "{{ probe.failure_class }}: {{ probe.msg }}"
+  when: probe.failure_class is not none
+"""
+
+RETURN = r"""
+content:
+  description: Text of the plain completion, or of the streamed one when only that was asked for.
+  returned: always
+  type: str
+  sample: ready
+finish_reason:
+  description: Why that completion ended.
+  returned: always
+  type: str
+  sample: stop
+usage:
+  description: Token counts of that completion.
+  returned: always
+  type: dict
+  sample: {prompt_tokens: 16, completion_tokens: 2, total_tokens: 18}
+model:
+  description: Model that was asked and answered.
+  returned: always
+  type: str
+  sample: meta/llama-3.1-8b-instruct
+models:
+  description: Models listed by C(/v1/models), once the endpoint was ready.
+  returned: always
+  type: list
+  elements: str
+  sample: [meta/llama-3.1-8b-instruct]
+ready_after:
+  description: Seconds this wait took until the endpoint was ready. None when it never was.
+  returned: always
+  type: float
+  sample: 38.6
+duration:
+  description: Seconds the plain completion took. None when it was not asked for.
+  returned: always
+  type: float
+  sample: 0.21
+ttft:
+  description: Seconds until the first content of the streamed completion came. None when it was not asked for.
+  returned: always
+  type: float
+  sample: 0.043
+stream_duration:
+  description: Seconds the streamed completion took. None when it was not asked for.
+  returned: always
+  type: float
+  sample: 0.212
+status:
+  description: Last HTTP status of the readiness check. None when nothing answered.
+  returned: always
+  type: int
+  sample: 200
+phase:
+  description:
+    - How far the wait came.
+    - V(unreachable) when nothing answers and no unit is watched, V(starting) when something answers or the unit lives but
+      it is not ready, V(ready), or V(verified).
+  returned: always
+  type: str
+  sample: verified
+history:
+  description: Changes of the phase or its detail (the last 100), oldest first.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    at:
+      description: Seconds since the wait began.
+      type: float
+    phase:
+      description: The phase.
+      type: str
+    detail:
+      description: What was seen.
+      type: str
+  sample:
+    - {at: 0.0, phase: unreachable, detail: Connection refused}
+    - {at: 11.3, phase: starting, detail: HTTP 503}
+    - {at: 38.6, phase: ready, detail: HTTP 200}
+    - {at: 39.1, phase: verified, detail: meta/llama-3.1-8b-instruct answered}
+elapsed:
+  description: Seconds the whole task took.
+  returned: always
+  type: float
+  sample: 39.1
+waiting:
+  description: Whether O(max_wait) came first and the module is to be called again with RV(resume). Never true in a task.
+  returned: always
+  type: bool
+resume:
+  description: Value of O(resume) for the next call.
+  returned: when RV(waiting=true)
+  type: dict
+last_log:
+  description: Newest line the service wrote to the journal, while waiting. Empty otherwise.
+  returned: always
+  type: str
+unit:
+  description: State of O(unit). Empty when no unit is watched.
+  returned: always
+  type: dict
+  contains:
+    name:
+      description: Name of the unit.
+      type: str
+    load_state:
+      description: C(LoadState) of systemd.
+      type: str
+    active_state:
+      description: C(ActiveState) of systemd.
+      type: str
+    sub_state:
+      description: C(SubState) of systemd.
+      type: str
+    result:
+      description: C(Result) of systemd.
+      type: str
+    restarts:
+      description: How often systemd restarted the unit by itself.
+      type: int
+    exit_code:
+      description: How the main process ended. 0 not at all, 1 by exiting, 2 or 3 by a signal.
+      type: int
+    exit_status:
+      description: Exit status, or number of the signal, of the main process.
+      type: int
+    invocation_id:
+      description: Id of this run of the unit.
+      type: str
+  sample:
+    name: nim-llama.service
+    load_state: loaded
+    active_state: active
+    sub_state: running
+    result: success
+    restarts: 0
+    exit_code: 0
+    exit_status: 0
+    invocation_id: 5ae2f1a4b0a64f7e9d3a4fd0a5a6f0b1
+failure_class:
+  description:
+    - Class of the failure. None on success.
+    - 'Of the endpoint: V(unreachable) nothing answered, V(starting) it was not ready in time, V(dead_engine) it is ready but
+      does not complete, V(wrong_model), V(bad_response) what it answers is not the API, V(wrong_answer) O(expect_regex) was
+      not found, V(auth), V(tls).'
+    - 'Of the unit: V(unit_not_found), V(unit_stopped), V(unit_unreadable), V(crash_loop), or more exactly, as its journal
+      says, V(out_of_memory), V(no_profile), V(auth), V(cache_permission), V(disk_full), V(port_in_use), V(image_missing),
+      V(gpu_unavailable).'
+  returned: always
+  type: str
+  sample: out_of_memory
+evidence:
+  description: Lines that show the failure, such as the last of the journal or the answer received. Empty on success.
+  returned: always
+  type: list
+  elements: str
+next_command:
+  description: Command to run next on the host. None on success.
+  returned: always
+  type: str
+  sample: journalctl -u nim-llama.service -n 100 --no-pager
+"""
+
+import os
+import re
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import REQUESTS_IMPORT_ERROR, Endpoint
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
+from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
+
+ARGUMENT_SPEC = {
+    "url": {"type": "str", "required": True},
+    "model": {"type": "str"},
+    "prompt": {"type": "str", "default": "Reply with the single word: ready"},
+    "messages": {"type": "list", "elements": "dict"},
+    "max_tokens": {"type": "int", "default": 64, "no_log": False},
+    "temperature": {"type": "float", "default": 0.0},
+    "probes": {
+        "type": "list",
+        "elements": "str",
+        "choices": ["completion", "stream"],
+        "default": ["completion", "stream"],
+    },
+    "expect_regex": {"type": "str"},
+    "check_metadata": {"type": "bool", "default": True},
+    "ready_path": {"type": "str", "default": "/v1/health/ready"},
+    "timeout": {"type": "float", "default": 1800},
+    "request_timeout": {"type": "float", "default": 120},
+    "poll_interval": {"type": "float", "default": 0.25},
+    "unit": {"type": "str"},
+    "journal_lines": {"type": "int", "default": 20},
+    "api_key": {"type": "str", "no_log": True},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_path": {"type": "path"},
+    "client_cert": {"type": "path"},
+    "client_key": {"type": "path", "no_log": False},
+    "progress": {"type": "bool", "default": True},
+    "max_wait": {"type": "float"},
+    "resume": {
+        "type": "dict",
+        "options": {
+            "elapsed": {"type": "float", "default": 0},
+            "breaks": {"type": "int", "default": 0},
+            "restarts": {"type": "int"},
+            "invocation_id": {"type": "str"},
+        },
+    },
+}
+
+
+def option_problems(options: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
+    problems = []
+    url = options["url"]
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and "@" not in parts.netloc
+    except ValueError:
+        sound = False
+    if not sound:
+        problems.append("url must be http:// or https:// with a host, an optional port and no user")
+    for name in ("timeout", "request_timeout", "poll_interval", "max_wait", "max_tokens"):
+        if options[name] is not None and options[name] <= 0:
+            problems.append(f"{name} is {options[name]:g}, it must be above 0")
+    if options["journal_lines"] < 0:
+        problems.append(f"journal_lines is {options['journal_lines']}, it must not be below 0")
+    if not options["ready_path"].startswith("/"):
+        problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
+    if options["unit"] is not None and not UNIT_NAME.fullmatch(options["unit"]):
+        problems.append(f"unit is {options['unit']!r}, it must be the name of one systemd unit")
+    if options["api_key"] and not re.fullmatch(r"[\x21-\x7e]+", options["api_key"]):
+        problems.append("api_key holds spaces, line ends or characters that are not ASCII: trim it")
+    if options["expect_regex"] is not None:
+        try:
+            re.compile(options["expect_regex"])
+        except re.error as exc:
+            problems.append(f"expect_regex {options['expect_regex']!r} is no regular expression: {exc}")
+    for name in ("ca_path", "client_cert", "client_key"):
+        if options[name] and not os.access(options[name], os.R_OK):
+            problems.append(f"{name} {options[name]} cannot be read on this host")
+    return problems
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=ARGUMENT_SPEC,
+        mutually_exclusive=[("prompt", "messages")],
+        required_by={"client_key": "client_cert"},
+        supports_check_mode=True,
+    )
+    options = module.params
+    base = re.sub(r"/*(/v1)?/*$", "", options["url"])
+    problems = option_problems(options)
+    if problems:
+        module.fail_json(msg="; ".join(problems))
+    if module.check_mode:
+        module.exit_json(
+            changed=False, skipped=True, msg=f"Check mode: {base} was not asked, it may not be deployed yet."
+        )
+    if REQUESTS_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_IMPORT_ERROR)
+
+    def run(argv: list[str]) -> tuple[int, str, str]:
+        path = module.get_bin_path(argv[0])
+        if path is None:
+            return 127, "", f"{argv[0]} is not installed"
+        return module.run_command([path] + argv[1:], errors="surrogate_or_replace")
+
+    module.run_command_environ_update = {"LANG": "C", "LC_ALL": "C"}
+    resume = options["resume"] or {}
+    watch = None
+    if options["unit"]:
+        watch = UnitWatch(
+            options["unit"],
+            run,
+            lines=options["journal_lines"],
+            restarts=resume.get("restarts"),
+            invocation_id=resume.get("invocation_id") or "",
+        )
+    cert, key = options["client_cert"], options["client_key"]
+    endpoint = Endpoint(
+        base,
+        options["request_timeout"],
+        api_key=options["api_key"],
+        verify=(options["ca_path"] or True) if options["validate_certs"] else False,
+        cert=(cert, key) if cert and key else cert,
+    )
+    verification = Verification(options, endpoint, watch)
+    try:
+        verification.run()
+    except Fault as fault:
+        result = verification.result
+        culprit = fault.culprit.rstrip(".")
+        journal = f" Journal: {culprit}." if culprit else ""
+        next_command = result["next_command"]
+        msg = f"{socket.gethostname()}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
+        module.fail_json(msg=msg, **result)
+    module.exit_json(**verification.result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,455 @@
+#!/usr/bin/python
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Image and weights of one service, on the host before the service needs them."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nim_cache
+short_description: Stage the image and the model weights of a NIM on a host
+version_added: 1.0.0
+description:
+  - Prepares the model cache of one NIM service - directory and owner, a write test as the user of the image, free space -
+    then pulls the image and lets the image's own command download the weights.
+  - Pull and download run as transient systemd units (C(nim-pull-NAME), C(nim-stage-NAME)). They go on when the connection
+    or the play is lost; running the task again attaches to them.
+  - The key reaches the download through the standard input of its container. It is in no argument list, no container
+    configuration and no unit, and its file, which only root can read, is gone when the download ends.
+author:
+  - The baremetal.nim maintainers (@baremetal-nim)
+extends_documentation_fragment:
+  - baremetal.nim._attributes
+  - baremetal.nim._attributes.actiongroup_nim
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+options:
+  name:
+    description: Name of the service.
+    type: str
+    required: true
+  image:
+    description: Image reference to pull, with a tag or a digest.
+    type: str
+    required: true
+  repository:
+    description: Image reference without tag and digest.
+    type: str
+    required: true
+  path:
+    description: Directory of the cache on the host.
+    type: path
+    required: true
+  cache_mount:
+    description: Where the image wants its cache.
+    type: path
+    default: /opt/nim/.cache
+  uid:
+    description: Numeric user that the image runs as.
+    type: int
+    default: 1000
+  gid:
+    description: Numeric group that the image runs as.
+    type: int
+    default: 1000
+  prefetch:
+    description: The image's command that downloads the weights.
+    type: list
+    elements: str
+    default: [download-to-cache]
+  devices:
+    description: CDI names of the GPUs, so that the image chooses the profile that fits them.
+    type: list
+    elements: str
+    default: []
+  ulimits:
+    description: Resource limits of the container, as C(docker run) takes them.
+    type: list
+    elements: str
+    default: []
+  env:
+    description: Variables of the service. They choose profile and source of the weights.
+    type: dict
+    default: {}
+  stage_key:
+    description:
+      - Identity of what is to be staged. Weights staged under the same key are not staged again.
+    type: str
+    required: true
+  cache_bytes:
+    description: Free bytes that the cache wants before a download; V(0) asks for none.
+    type: int
+    default: 0
+  api_key:
+    description:
+      - NGC API key. Without one the weights are downloaded without, which public images allow.
+    type: str
+  timeout:
+    description: Most seconds that pull and download may take together.
+    type: float
+    default: 14400
+  progress:
+    description: Whether the controller prints what is going on, at most one line per host every 10 seconds.
+    type: bool
+    default: true
+  max_wait:
+    description:
+      - Most seconds that this call waits before it returns with RV(waiting=true). The action plugin sets it and calls
+        the module again until it is done.
+    type: float
+seealso:
+  - module: baremetal.nim.chat_completion
+notes:
+  - Needs a running Docker engine and systemd on the host.
+"""
+
+EXAMPLES = r"""
+- name: Stage llama
+  baremetal.nim.nim_cache:
+    name: llama
+    image: nvcr.io/nim/meta/llama-3.1-8b-instruct:1.8.6
+    repository: nvcr.io/nim/meta/llama-3.1-8b-instruct
+    path: /var/lib/nim/cache/llama
+    devices: [nvidia.com/gpu=0]
+    stage_key: "{{ 'llama-1.8.6' | hash('sha256') }}"
+    api_key: "{{ ngc_api_key }}"
+"""
+
+RETURN = r"""
+image_id:
+  description: Id of the local image.
+  type: str
+  returned: when the image is present
+image_reference:
+  description: REPOSITORY@sha256:… of the local image, or its id if it was not pulled from there.
+  type: str
+  returned: when the image is present
+  sample: nvcr.io/nim/meta/llama-3.1-8b-instruct@sha256:1f2e…
+bytes:
+  description: Size of the cache in bytes.
+  type: int
+  returned: when the weights are staged
+waiting:
+  description: Whether pull or download still goes on.
+  type: bool
+  returned: always
+phase:
+  description: V(directory), V(image), V(weights) or V(done).
+  type: str
+  returned: always
+progress:
+  description: What the phase has done so far.
+  type: str
+  returned: always
+failure_class:
+  description: Class of the failure, such as V(auth), V(image_missing), V(disk_full), V(cache_permission), V(no_profile).
+  type: str
+  returned: on failure
+evidence:
+  description: Last lines of the journal of the pull or download.
+  type: list
+  elements: str
+  returned: on failure
+next_command:
+  description: Command to run next.
+  type: str
+  returned: on failure
+"""
+
+import json
+import os
+import tempfile
+import time
+from typing import Any, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.baremetal.nim.plugins.module_utils import _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
+from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_systemctl_show
+from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify
+
+KEY_DIR = "/run/nim"
+POLL = 0.25
+
+
+class Stage:
+    """One service's way from nothing to staged weights; every step looks first and acts only if needed."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params = module.params
+        self.deadline = time.monotonic() + (module.params["max_wait"] or module.params["timeout"])
+        self.changed = False
+        self.phase, self.progress = "directory", ""
+        self.docker = "/usr/bin/docker"
+
+    def run(self, *argv: str) -> tuple[int, str, str]:
+        """Runs a command with a plain locale."""
+        result: tuple[int, str, str] = self.module.run_command(list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
+        return result
+
+    def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
+        """Leaves with what was seen, the cure and the next command."""
+        cure = CURES.get(failure_class, "Read the journal.")
+        if evidence is None:
+            evidence = []
+        tail = "\n".join(f"  {line}" for line in evidence)
+        message = f"service {self.params['name']}: {text} {cure}"
+        if command:
+            message += f" Next: {command}"
+        self.module.fail_json(
+            msg=message + (f"\n{tail}" if tail else ""),
+            failure_class=failure_class,
+            evidence=evidence,
+            next_command=command,
+            phase=self.phase,
+            progress=self.progress,
+            waiting=False,
+            changed=self.changed,
+        )
+
+    # -- directory -------------------------------------------------------------------------------------------------
+
+    def directory(self) -> None:
+        """Creates the cache, gives it to the image's user and proves that this user can write there."""
+        path, uid, gid = self.params["path"], self.params["uid"], self.params["gid"]
+        try:
+            if not os.path.isdir(path):
+                self.changed = True
+                if self.module.check_mode:
+                    return
+                os.makedirs(path, mode=0o755, exist_ok=True)
+            stat = os.stat(path)
+            if (stat.st_uid, stat.st_gid) != (uid, gid):
+                self.changed = True
+                if self.module.check_mode:
+                    return
+                os.chown(path, uid, gid)
+        except OSError as error:
+            self.fail(
+                f"cache {path} cannot be prepared: {error.strerror}, wanted a directory of {uid}:{gid}.",
+                "disk_full" if error.errno == 28 else "cache_permission",
+                command=f"findmnt -T {path}; ls -ldn {path}",
+            )
+
+    def write_test(self) -> None:
+        """Writes as the image's user; a file system may refuse what the mode bits allow (read-only, NFS root squash)."""
+        path, uid, gid = self.params["path"], self.params["uid"], self.params["gid"]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            report = b""
+            try:
+                os.setgroups([])
+                os.setgid(gid)
+                os.setuid(uid)
+                handle, name = tempfile.mkstemp(prefix=".write-test-", dir=path)
+                os.unlink(name)
+                os.write(handle, b"0" * 4096)
+                os.fsync(handle)
+            except OSError as error:
+                report = f"{error.errno} {error.strerror}".encode()
+            os.write(writer, report)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            report = pipe.read().decode()
+        os.waitpid(child, 0)
+        if report:
+            number, text = report.split(" ", 1)
+            self.fail(
+                f"uid {uid} cannot write to cache {path}: {text}.",
+                "disk_full" if number in ("28", "122") else "cache_permission",
+                command=f"findmnt -T {path}; df -h {path}; ls -ldn {path}",
+            )
+
+    def free_space(self) -> None:
+        """Refuses a download that cannot fit."""
+        stat = os.statvfs(self.params["path"])
+        free, wanted = stat.f_bavail * stat.f_frsize, self.params["cache_bytes"]
+        if free < wanted:
+            self.fail(
+                f"cache {self.params['path']} has {_staging.amount(free)} free, wanted {_staging.amount(wanted)}.",
+                "disk_full",
+                command=f"df -h {self.params['path']}",
+            )
+
+    # -- transient units ---------------------------------------------------------------------------------------------
+
+    def unit_state(self, unit: str) -> dict[str, str]:
+        """Properties of a unit."""
+        wanted = "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,Description,InvocationID"
+        shown = parse_systemctl_show(self.run("systemctl", "show", "--property", wanted, unit)[1])
+        return shown.get(unit, {})
+
+    def journal(self, state: dict[str, str], lines: int = 200) -> list[str]:
+        """What this run of the unit has printed."""
+        match = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID', '')}"
+        out = self.run("journalctl", match, "-n", str(lines), "-o", "cat", "--no-pager")[1]
+        return out.splitlines()
+
+    def forget(self, unit: str) -> None:
+        """Stops and unloads a transient unit, however it ended."""
+        self.run("systemctl", "stop", unit)
+        self.run("systemctl", "reset-failed", unit)
+
+    def carry(self, unit: str, what: str, argv: list[str], key: str | None = None, before: str | None = None) -> bool:
+        """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time."""
+        description = f"baremetal.nim: {what} [{self.params['stage_key'][:16]}]"
+        state = self.unit_state(unit)
+        if state.get("LoadState") == "loaded" and state.get("Description") != description:
+            # An earlier play wanted something else.
+            self.forget(unit)
+            state = {}
+        if state.get("ActiveState") == "failed":
+            self.forget(unit)
+            state = {}
+        if state.get("ActiveState") not in ("active", "activating"):
+            key_file = self.write_key(unit, key) if key else None
+            code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file, before))
+            if code:
+                if key_file:
+                    os.unlink(key_file)
+                self.fail(f"systemd-run did not start {unit}: {(err or out).strip()}.", "unit_unreadable", command=f"systemctl status {unit}")
+        self.changed = True
+        while True:
+            state = self.unit_state(unit)
+            if state.get("ActiveState") == "failed" or state.get("SubState") == "exited":
+                break
+            if time.monotonic() > self.deadline:
+                return False
+            time.sleep(POLL)
+        lines = self.journal(state)
+        self.forget(unit)
+        if state.get("ActiveState") == "failed":
+            evidence = [line for line in lines if line.strip()][-20:]
+            known = classify(evidence)
+            failure_class = known[0] if known else "crash_loop"
+            culprit = known[1].strip() if known else _staging.last_line(evidence)
+            self.fail(
+                f"{what} failed (exit status {state.get('ExecMainStatus')}): {culprit}.",
+                failure_class,
+                evidence,
+                f"journalctl _SYSTEMD_INVOCATION_ID={state.get('InvocationID')}",
+            )
+        return True
+
+    def write_key(self, unit: str, key: str) -> str:
+        """Writes the key where only root reads it, in memory."""
+        os.makedirs(KEY_DIR, mode=0o700, exist_ok=True)
+        path = os.path.join(KEY_DIR, f"{unit}.key")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as out:
+            out.write(key + "\n")
+        return path
+
+    # -- image and weights ---------------------------------------------------------------------------------------------
+
+    def inspect(self) -> dict[str, Any] | None:
+        """The local image."""
+        code, out, err = self.run(self.docker, "image", "inspect", self.params["image"])
+        if code and "no such image" not in err.lower():
+            self.fail(f"docker does not answer: {err.strip()}.", "unit_stopped", command="systemctl status docker")
+        return None if code else json.loads(out)[0]
+
+    def size(self) -> int:
+        """Bytes in the cache."""
+        code, out, _err = self.run("du", "-sb", self.params["path"])
+        first = out.split(maxsplit=1)[:1]
+        return int(first[0]) if first and first[0].isdigit() else 0
+
+    def staged(self) -> bool:
+        """Whether the weights of this key are complete."""
+        try:
+            with open(os.path.join(self.params["path"], STAGED_MARKER), encoding="utf-8") as handle:
+                return bool(json.load(handle).get("key") == self.params["stage_key"])
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def write_marker(self, image: dict[str, Any], size: int) -> None:
+        """Writes the marker without following a link that the image's user may have laid there."""
+        handle, name = tempfile.mkstemp(dir=self.params["path"])
+        with os.fdopen(handle, "w") as out:
+            reference = _staging.image_reference(image, self.params["repository"])
+            out.write(_staging.marker(self.params, reference, size, time.time()))
+        os.chmod(name, 0o644)
+        os.rename(name, os.path.join(self.params["path"], STAGED_MARKER))
+
+    def result(self, waiting: bool, image: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return values."""
+        result: dict[str, Any] = {"changed": self.changed, "waiting": waiting, "phase": self.phase, "progress": self.progress}
+        if image:
+            result["image_id"] = image["Id"]
+            result["image_reference"] = _staging.image_reference(image, self.params["repository"])
+        return result
+
+    def main(self) -> dict[str, Any]:
+        """The whole way, or as far as the time allows."""
+        self.docker = self.module.get_bin_path("docker") or self.docker
+        self.directory()
+        if self.module.check_mode:
+            return {**self.result(waiting=False), "changed": self.changed or not self.staged()}
+        name = self.params["name"]
+        if not self.staged():
+            self.write_test()
+            self.free_space()
+        self.phase = "image"
+        image = self.inspect()
+        if image is None:
+            unit = f"nim-pull-{name}.service"
+            argv = _staging.pull_command(self.docker, self.params["image"])
+            if not self.carry(unit, f"pull of {self.params['image']}", argv):
+                self.progress = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
+                return self.result(waiting=True)
+            image = self.inspect()
+            if image is None:
+                self.fail(f"{self.params['image']} is not there after its pull.", "image_missing", command=f"docker pull {self.params['image']}")
+        self.phase = "weights"
+        if not self.staged():
+            unit = f"nim-stage-{name}.service"
+            before = f"{self.docker} rm --force nim-stage-{name}"
+            argv = _staging.stage_command(self.docker, self.params, image, bool(self.params["api_key"]))
+            if not self.carry(unit, f"download of the weights of {name}", argv, self.params["api_key"], before):
+                line = _staging.last_line(self.journal(self.unit_state(unit), 5))
+                self.progress = f"{_staging.amount(self.size())}" + (f"; {line}" if line else "")
+                return self.result(waiting=True, image=image)
+            self.write_marker(image, self.size())
+        self.phase = "done"
+        return {**self.result(waiting=False, image=image), "bytes": self.size()}
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "image": {"type": "str", "required": True},
+            "repository": {"type": "str", "required": True},
+            "path": {"type": "path", "required": True},
+            "cache_mount": {"type": "path", "default": "/opt/nim/.cache"},
+            "uid": {"type": "int", "default": 1000},
+            "gid": {"type": "int", "default": 1000},
+            "prefetch": {"type": "list", "elements": "str", "default": ["download-to-cache"]},
+            "devices": {"type": "list", "elements": "str", "default": []},
+            "ulimits": {"type": "list", "elements": "str", "default": []},
+            "env": {"type": "dict", "default": {}},
+            "stage_key": {"type": "str", "required": True, "no_log": False},
+            "cache_bytes": {"type": "int", "default": 0},
+            "api_key": {"type": "str", "no_log": True},
+            "timeout": {"type": "float", "default": 14400},
+            "progress": {"type": "bool", "default": True},
+            "max_wait": {"type": "float"},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(**Stage(module).main())
+
+
+if __name__ == "__main__":
+    main()

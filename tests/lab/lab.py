@@ -1,0 +1,417 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab: a small data centre in containers, for the demo and for tests.
+
+    lab.py up [--name demo] [--hosts gpu01,gpu02] [--engine reference|vllm]
+    lab.py down [--name demo] | lab.py down --all
+    lab.py requests [--reset]       what the weights server was asked
+    lab.py keys KEY [KEY...]        which keys the registry and the weights server accept
+
+One vendor host (registry, packages, weights) serves every lab; each lab has GPU hosts of its own, reached by ssh with
+.lab/NAME/ssh_config. Images are tagged by the hash of what they are made from, so nothing is built twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from typing import Any, Iterable
+
+import docker
+from docker.models.containers import Container
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+STATE = ROOT / ".lab"
+PREFIX = "nimlab"
+NETWORK = PREFIX
+VENDOR = f"{PREFIX}-vendor"
+#: The key every lab accepts unless a test changes it. It opens nothing outside the lab.
+LAB_KEY = "nvapi-lab-0123456789abcdefghijklmnopqrstuvwxyz-0123456789ABCDEFGHIJ"
+#: GPU recording of each host name; other names get the single-GPU one.
+GPUS = {"gpu02": "h200-x2.xml"}
+RECORDINGS = {"h200.xml": "h200/smi-q-x.xml", "h200-x2.xml": "h200-x2/idle.xml"}
+#: Repository, tag, flavour and engine of the images that the registry holds.
+NIM = "nim/meta/llama-3.1-8b-instruct"
+IMAGES = (
+    (NIM, "1.8.6", "classic", "reference"),
+    (NIM, "2.0.5", "llm", "reference"),
+    (NIM, "2.0.5-vllm", "llm", "vllm"),
+)
+#: systemd and a Docker engine inside a container, without --privileged.
+RUN_FLAGS: dict[str, Any] = {
+    "cap_add": ["ALL"],
+    "cap_drop": ["SYS_RESOURCE"],
+    "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
+    "devices": ["/dev/fuse"],
+    "tmpfs": {"/run": "exec", "/tmp": "exec"},
+}
+
+
+def say(text: str) -> None:
+    """Prints one progress line with the seconds since the start."""
+    print(f"[{time.monotonic() - STARTED:5.0f} s] {text}", flush=True)
+
+
+STARTED = time.monotonic()
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes | str, mode: int = 0o644, uid: int = 0) -> None:
+    """Adds one file to an archive; times are fixed, so equal content gives equal archives."""
+    blob = data.encode() if isinstance(data, str) else data
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uid, info.gid = len(blob), mode, uid, uid
+    tar.addfile(info, io.BytesIO(blob))
+
+
+def add_tree(tar: tarfile.TarFile, source: pathlib.Path, name: str = "") -> None:
+    """Adds the files of a folder, in a fixed order, executable bits kept."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            mode = 0o755 if os.access(path, os.X_OK) else 0o644
+            add(tar, str(pathlib.PurePosixPath(name, path.relative_to(source).as_posix())), path.read_bytes(), mode)
+
+
+class Lab:
+    """The containers of one lab and the vendor host they share."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = STATE / name
+        self.docker = docker.from_env(timeout=600)
+
+    # -- images ------------------------------------------------------------------------------------------------
+
+    def image(self, name: str, context: bytes, buildargs: dict[str, str]) -> str:
+        """Builds NAME from a tar CONTEXT unless that very content was built before; returns the tag."""
+        digest = hashlib.sha256(context + json.dumps(buildargs, sort_keys=True).encode()).hexdigest()[:12]
+        tag = f"{PREFIX}/{name}:{digest}"
+        if not self.docker.images.list(name=tag):
+            say(f"building {tag}")
+            try:
+                self.docker.images.build(
+                    fileobj=io.BytesIO(context), custom_context=True, tag=tag, buildargs=buildargs, rm=True, forcerm=True
+                )
+            except docker.errors.BuildError as error:
+                lines = "".join(entry.get("stream", "") for entry in error.build_log)
+                sys.exit(f"lab: building {name} failed: {error.msg}\n{lines[-4000:]}")
+        return tag
+
+    def base(self, suite: str) -> str:
+        """A minimal Debian: LAB_BASE_<SUITE> if set, else made by mmdebstrap, else pulled."""
+        given = os.environ.get(f"LAB_BASE_{suite.upper()}")
+        if given:
+            return given
+        tag = f"{PREFIX}/base:{suite}"
+        if self.docker.images.list(name=tag):
+            return tag
+        if os.geteuid() == 0 and shutil.which("mmdebstrap"):
+            say(f"making a minimal Debian {suite} (mmdebstrap, about half a minute)")
+            include = "--include=ca-certificates"
+            with subprocess.Popen(
+                ["mmdebstrap", "--quiet", "--variant=minbase", include, suite, "-"], stdout=subprocess.PIPE
+            ) as process:
+                assert process.stdout is not None
+                self.docker.api.import_image_from_data(process.stdout, repository=tag.split(":")[0], tag=suite)
+            if process.returncode:
+                self.docker.images.remove(tag, force=True)
+                sys.exit(f"lab: mmdebstrap {suite} failed; see its messages above")
+        else:
+            release = {"trixie": "13", "bookworm": "12"}[suite]
+            say(f"pulling debian:{release}-slim")
+            self.docker.images.pull("debian", tag=f"{release}-slim").tag(tag)
+        return tag
+
+    def host_image(self) -> str:
+        """The bare GPU server."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            add_tree(tar, HERE / "images/host")
+            for name, source in RECORDINGS.items():
+                add(tar, f"recordings/{name}", (ROOT / "tests/fixtures" / source).read_bytes())
+        return self.image("host", buffer.getvalue(), {"BASE": self.base("trixie")})
+
+    def vendor_image(self) -> str:
+        """The vendor host."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            add(tar, "Dockerfile", (HERE / "images/vendor/Dockerfile").read_bytes())
+            add(tar, "lab-init", (HERE / "images/host/lab-init").read_bytes(), 0o755)
+            add_tree(tar, HERE / "images/vendor", "vendor")
+            add_tree(tar, HERE / "packages", "packages")
+        return self.image("vendor", buffer.getvalue(), {"BASE": self.base("trixie")})
+
+    # -- hosts -------------------------------------------------------------------------------------------------
+
+    def container(self, name: str) -> Container | None:
+        """The container of that name, or None."""
+        try:
+            return self.docker.containers.get(name)
+        except docker.errors.NotFound:
+            return None
+
+    def start(self, name: str, image: str, hostname: str, ports: Iterable[str], aliases: Iterable[str], files: bytes) -> Container:
+        """Creates and starts a systemd host with FILES (a tar) laid over its root."""
+        if not self.docker.networks.list(names=[f"^{NETWORK}$"]):
+            self.docker.networks.create(NETWORK, driver="bridge", labels={"project": PREFIX})
+        unified = "" if self.docker.info().get("CgroupVersion") == "2" else "/unified"
+        endpoint = self.docker.api.create_endpoint_config(aliases=list(aliases))
+        ports = list(ports)
+        mounts = [docker.types.Mount("/sys/fs/cgroup", f"/sys/fs/cgroup{unified}", type="bind")]
+        if name == VENDOR:
+            mounts.append(docker.types.Mount("/var/lib/docker-registry", f"{PREFIX}-registry"))
+        host_config = self.docker.api.create_host_config(
+            mounts=mounts,
+            # A fixed port outlives a restart of the host; Docker would draw a new one.
+            port_bindings={port: ("127.0.0.1", free_port()) for port in ports},
+            **RUN_FLAGS,
+        )
+        # What `--security-opt systempaths=unconfined` means; the SDK has no word for it.
+        host_config.update(MaskedPaths=[], ReadonlyPaths=[], CgroupnsMode="host")
+        created = self.docker.api.create_container(
+            image,
+            name=name,
+            hostname=hostname,
+            labels={"project": PREFIX, "lab": self.name},
+            environment={"LAB_CGROUP": name},
+            networking_config={"EndpointsConfig": {NETWORK: endpoint}},
+            ports=[(int(port.split("/")[0]), "tcp") for port in ports],
+            volumes=["/var/lib/docker"],
+            host_config=host_config,
+        )
+        container = self.docker.containers.get(created["Id"])
+        container.put_archive("/", files)
+        container.start()
+        return container
+
+    def execute(self, container: Container, *argv: str) -> str:
+        """Runs a command in a container; leaves with its output when it fails."""
+        code, output = container.exec_run(list(argv))
+        text: str = output.decode(errors="replace")
+        if code:
+            sys.exit(f"lab: {' '.join(argv)} in {container.name} failed:\n{text}")
+        return text
+
+    def wait(self, container: Container, *argv: str, seconds: float = 60) -> None:
+        """Waits until a command succeeds in a container."""
+        deadline = time.monotonic() + seconds
+        while container.exec_run(list(argv)).exit_code:
+            if time.monotonic() > deadline:
+                journal = container.exec_run(["journalctl", "-b", "-n", "30", "--no-pager"]).output.decode(errors="replace")
+                sys.exit(f"lab: {container.name}: {' '.join(argv)} not true after {seconds} s\n{journal}")
+            time.sleep(0.25)
+
+    def vendor(self) -> Container:
+        """Starts the vendor host unless it runs the current image."""
+        image = self.vendor_image()
+        current = self.container(VENDOR)
+        if current is not None and current.image.id == self.docker.images.get(image).id:
+            if current.status != "running":
+                current.start()
+        else:
+            if current is not None:
+                current.remove(force=True, v=True)
+            say("starting the vendor host: nvcr.lab, apt.lab, ngc.lab")
+            empty = io.BytesIO()
+            tarfile.open(fileobj=empty, mode="w").close()
+            current = self.start(
+                VENDOR, image, "vendor", ["5000/tcp", "80/tcp"], ["nvcr.lab", "apt.lab", "ngc.lab"], empty.getvalue()
+            )
+        self.wait(current, "systemctl", "is-active", "--quiet", "lab-registry", "lab-ngc", "lab-dns", "nginx")
+        self.execute(current, "lab-keys", LAB_KEY)
+        current.reload()
+        return current
+
+    def host(self, name: str, vendor: Container) -> Container:
+        """Starts one bare GPU host; an existing one is left as it is."""
+        current = self.container(f"{PREFIX}-{self.name}-{name}")
+        if current is not None:
+            if current.status != "running":
+                current.start()
+            return current
+        address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+        self.state.mkdir(parents=True, exist_ok=True)
+        client_key, host_key = self.state / "id_ed25519", self.state / f"host_{name}"
+        for key in (client_key, host_key):
+            if not key.exists():
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key.name, "-f", str(key)], check=True)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            add(tar, "etc/ssh/ssh_host_ed25519_key", host_key.read_bytes(), 0o600)
+            add(tar, "etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_bytes())
+            add(tar, "home/ops/.ssh/authorized_keys", client_key.with_suffix(".pub").read_bytes(), 0o600, uid=1000)
+            add(tar, "opt/lab-driver/gpus", GPUS.get(name, "h200.xml"))
+            # What a site lays out before any playbook: its own CA, and its name server for containers.
+            add(tar, "usr/local/share/ca-certificates/lab.crt", self.execute(vendor, "cat", "/etc/lab/ca.crt"))
+            add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
+        container = self.start(
+            f"{PREFIX}-{self.name}-{name}", self.host_image(), name, ["22/tcp", "8000/tcp", "8001/tcp"], [name], buffer.getvalue()
+        )
+        self.wait(container, "systemctl", "is-active", "--quiet", "ssh")
+        self.execute(container, "chown", "-R", "ops:ops", "/home/ops/.ssh")
+        self.execute(container, "update-ca-certificates")
+        return container
+
+    def write_state(self, hosts: dict[str, Container], vendor: Container) -> None:
+        """Writes what inventories need to .lab/NAME: ssh_config, known_hosts, ports.json, fingerprint of the package key."""
+        blocks, known, ports = [], [], {}
+        for name, container in hosts.items():
+            container.reload()
+            ports[name] = {
+                key.split("/")[0]: int(bindings[0]["HostPort"])
+                for key, bindings in container.attrs["HostConfig"]["PortBindings"].items()
+            }
+            blocks.append(
+                f"Host {name}\n  HostName 127.0.0.1\n  HostKeyAlias {name}\n  Port {ports[name]['22']}\n  User ops\n"
+                f'  IdentityFile "{self.state}/id_ed25519"\n  IdentitiesOnly yes\n'
+                f'  UserKnownHostsFile "{self.state}/known_hosts"\n  StrictHostKeyChecking yes\n'
+            )
+            known.append(f"{name} {(self.state / f'host_{name}.pub').read_text()}")
+        (self.state / "ssh_config").write_text("\n".join(blocks))
+        (self.state / "known_hosts").write_text("".join(known))
+        listing = self.execute(vendor, "gpg", "--homedir", "/etc/lab/gnupg", "--list-keys", "--with-colons")
+        fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+        (self.state / "gpgkey.fingerprint").write_text(fingerprint + "\n")
+        (self.state / "ports.json").write_text(json.dumps(ports, indent=2) + "\n")
+
+    # -- images of the registry --------------------------------------------------------------------------------
+
+    def publish(self, vendor: Container, engines: set[str]) -> None:
+        """Builds the NIM stand-in and pushes what the registry does not hold yet; lays out the weights."""
+        spec = importlib.util.spec_from_file_location("nim_build", HERE / "images/nim/build.py")
+        assert spec is not None and spec.loader is not None
+        nim_build = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(nim_build)
+        if vendor.exec_run(["test", "-e", "/srv/ngc/.complete"]).exit_code:
+            vendor.exec_run(["mkdir", "-p", "/srv/ngc"])
+            vendor.put_archive("/srv/ngc", nim_build.weights_archive())
+            self.execute(vendor, "touch", "/srv/ngc/.complete")
+        port = vendor.attrs["HostConfig"]["PortBindings"]["5000/tcp"][0]["HostPort"]
+        auth = {"username": "$oauthtoken", "password": LAB_KEY}
+        for repository, tag, flavour, engine in IMAGES:
+            if engine not in engines:
+                continue
+            local = f"{PREFIX}/{flavour}-{engine}:{nim_build.fingerprint(flavour, engine)}"
+            if not self.docker.images.list(name=local):
+                say(f"building the NIM stand-in: {flavour}, {engine} engine")
+                base = self.base("bookworm" if engine == "vllm" else "trixie")
+                nim_build.build(self.docker, base, flavour, engine, local, cache=STATE / "build")
+            image = self.docker.images.get(local)
+            if pushed_config(int(port), repository, tag, auth) == image.id:
+                continue
+            say(f"pushing {repository}:{tag} ({image.attrs['Size'] / 1e6:.0f} MB)")
+            # Docker trusts a registry on loopback, so the push needs no CA on this machine.
+            remote = f"127.0.0.1:{port}/{repository}"
+            image.tag(remote, tag)
+            for line in self.docker.images.push(remote, tag=tag, auth_config=auth, stream=True, decode=True):
+                if "error" in line:
+                    sys.exit(f"lab: pushing {repository}:{tag} failed: {line['error']}")
+            self.docker.images.remove(f"{remote}:{tag}")
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def up(self, hosts: list[str], engines: set[str]) -> None:
+        """Brings vendor and hosts up."""
+        vendor = self.vendor()
+        self.host_image()
+        self.publish(vendor, engines)
+        started = {name: self.host(name, vendor) for name in hosts}
+        self.write_state(started, vendor)
+        say(f"lab {self.name} is up: {', '.join(started)}")
+
+    def down(self, everything: bool) -> None:
+        """Removes this lab's hosts, or all that any lab left: containers, network, volume, images."""
+        label = f"project={PREFIX}" if everything else f"lab={self.name}"
+        for container in self.docker.containers.list(all=True, filters={"label": label}):
+            if everything or container.name != VENDOR:
+                container.remove(force=True, v=True)
+        shutil.rmtree(STATE if everything else self.state, ignore_errors=True)
+        if everything:
+            for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
+                network.remove()
+            for volume in self.docker.volumes.list(filters={"name": f"^{PREFIX}-"}):
+                volume.remove(force=True)
+            for image in self.docker.images.list():
+                if any(tag.startswith(f"{PREFIX}/") for tag in image.tags):
+                    self.docker.images.remove(image.id, force=True)
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pushed_config(port: int, repository: str, tag: str, auth: dict[str, str]) -> str | None:
+    """The image id (config digest) that the registry holds under a tag, or None."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    url = f"https://127.0.0.1:{port}/v2/{repository}/manifests/{tag}"
+    passwords.add_password(None, url, auth["username"], auth["password"])
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=context),
+        urllib.request.HTTPBasicAuthHandler(passwords),
+    )
+    request = urllib.request.Request(url, headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"})
+    try:
+        with opener.open(request, timeout=10) as answer:
+            return str(json.load(answer).get("config", {}).get("digest"))
+    except urllib.error.HTTPError:
+        return None
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="lab.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up")
+    up.add_argument("--name", default="demo")
+    up.add_argument("--hosts", default="gpu01,gpu02")
+    up.add_argument("--engine", choices=("reference", "vllm"), default="reference")
+    down = commands.add_parser("down")
+    down.add_argument("--name", default="demo")
+    down.add_argument("--all", action="store_true")
+    requests = commands.add_parser("requests")
+    requests.add_argument("--reset", action="store_true")
+    keys = commands.add_parser("keys")
+    keys.add_argument("key", nargs="*", default=[LAB_KEY])
+    args = parser.parse_args()
+    lab = Lab(getattr(args, "name", "demo"))
+    if args.command == "up":
+        lab.up(args.hosts.split(","), {"reference", args.engine})
+    elif args.command == "down":
+        lab.down(args.all)
+    else:
+        vendor = lab.container(VENDOR)
+        if vendor is None:
+            sys.exit("lab: no vendor host runs; start one by: make lab")
+        if args.command == "keys":
+            lab.execute(vendor, "lab-keys", *args.key)
+        else:
+            port = vendor.attrs["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"]
+            method = "DELETE" if args.reset else "GET"
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/lab/requests", method=method)
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+                print(answer.read().decode())
+
+
+if __name__ == "__main__":
+    main()
