@@ -17,11 +17,14 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     report = []
     for host in hosts:
         name = host["inventory_hostname"]
-        results = (host.get("nim_verification") or {}).get("results") or []
-        if not results:
+        results = {
+            result["__nim_service_probe"]: result for result in (host.get("nim_verification") or {}).get("results") or []
+        }
+        items = host.get("nim_endpoints")
+        if items is None:
             report.append({"host": name, "service": None, "verified": False, "failure": "not reached"})
-        for result in results:
-            item = result["__nim_service_endpoint"]
+        for item in items or []:
+            result = results.get(item["name"]) or {"failed": True, "msg": "not asked"}
             known = ((host.get("nim_host") or {}).get("services") or {}).get(item["name"]) or {}
             record = known.get("record") or {}
             failed = bool(result.get("failed"))

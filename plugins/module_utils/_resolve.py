@@ -34,6 +34,7 @@ KEYS = {
     "profile",
     "env",
     "shm_size",
+    "ulimits",
     "start_timeout",
     "stop_timeout",
     "uid",
@@ -193,6 +194,17 @@ class Service:
                 env[str(key)] = text
         return env
 
+    def ulimits(self, contract: Mapping[str, Any]) -> list[str]:
+        """Resource limits of the container, as docker run takes them."""
+        given = self.spec.get("ulimits")
+        if given is None:
+            return list(contract["ulimits"])
+        wrong = [item for item in given if not re.fullmatch(r"[a-z]+=-?\d+(:-?\d+)?", str(item))] if isinstance(given, (list, tuple)) else [given]
+        if wrong:
+            self.problem(f"ulimits has {wrong[0]!r}, wanted a list of items such as nofile=65536 or memlock=-1:-1.")
+            return []
+        return [str(item) for item in given]
+
     def verify(self) -> dict[str, Any]:
         """Options for the verifying completion."""
         given = self.spec.get("verify") or {}
@@ -255,7 +267,7 @@ class Service:
             "gid": self.number("gid", contract["gid"], 0, 2**31),
             "env": env,
             "shm_size": str(self.spec.get("shm_size") or contract["shm_size"]),
-            "ulimits": list(contract["ulimits"]),
+            "ulimits": self.ulimits(contract),
             "start_timeout": self.number("start_timeout", contract["start_timeout"], 1, 86400),
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
             "prefetch": prefetch,

@@ -148,7 +148,9 @@ progress:
   type: str
   returned: always
 failure_class:
-  description: Class of the failure, such as V(auth), V(image_missing), V(disk_full), V(cache_permission), V(no_profile).
+  description:
+    - Class of the failure, such as V(auth), V(image_missing), V(disk_full), V(cache_permission), V(no_profile), or
+      V(staging_failed) when nothing more is known.
   type: str
   returned: on failure
 evidence:
@@ -196,9 +198,8 @@ class Stage:
 
     def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
         """Leaves with what was seen, the cure and the next command."""
-        cure = CURES.get(failure_class, "Read the journal.")
-        if evidence is None:
-            evidence = []
+        cure = CURES.get(failure_class, "Cure the cause, then run the play again.")
+        evidence = evidence or []
         tail = "\n".join(f"  {line}" for line in evidence)
         message = f"service {self.params['name']}: {text} {cure}"
         if command:
@@ -330,8 +331,8 @@ class Stage:
         if state.get("ActiveState") == "failed":
             evidence = [line for line in lines if line.strip()][-20:]
             known = classify(evidence)
-            failure_class = known[0] if known else "crash_loop"
-            culprit = known[1].strip() if known else _staging.last_line(evidence)
+            failure_class = known[0] if known else "staging_failed"
+            culprit = (known[1] if known else _staging.last_line(evidence)).strip().rstrip(".")
             self.fail(
                 f"{what} failed (exit status {state.get('ExecMainStatus')}): {culprit}.",
                 failure_class,

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from pathlib import Path
 
 # `touch` it in a running container and the engine is dead while the front end stays up.
@@ -45,3 +47,18 @@ def on(name: str) -> bool:
 def engine_dead() -> bool:
     """Whether the engine is to play dead now."""
     return on("dead_engine") or KILL_FILE.exists()
+
+
+def main() -> int:
+    """Be an engine that does not come up."""
+    if on("out_of_memory"):
+        time.sleep(1)
+        print(OUT_OF_MEMORY, file=sys.stderr, flush=True)
+        return 1
+    while True:
+        print("Waiting for core engine process(es) to start.", file=sys.stderr, flush=True)
+        time.sleep(10)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -335,18 +335,10 @@ def load(folder: Path, seconds: float) -> Model:
     log.info("Loading model weights from %s", folder)
     model = Model(folder)
     steps = max(1, math.ceil(seconds))
-    for step in range(steps):
-        if faults.on("out_of_memory"):
-            time.sleep(min(1.0, seconds))
-            print(faults.OUT_OF_MEMORY, file=sys.stderr, flush=True)
-            sys.exit(1)
+    for step in range(1, steps + 1):
         time.sleep(seconds / steps)
-        log.info(
-            "Loading safetensors checkpoint shards: %3d%% Completed | %d/%d", 100 * (step + 1) // steps, step + 1, steps
-        )
-    while faults.on("never_ready"):
-        log.info("Waiting for core engine process(es) to start.")
-        time.sleep(10)
+        done = 100 * step // steps
+        log.info("Loading safetensors checkpoint shards: %3d%% Completed | %d/%d", done, step, steps)
     return model
 
 
@@ -355,9 +347,9 @@ def main() -> int:
     import uvicorn  # The tests need none.
 
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
-    parser.add_argument("--model", type=Path)
     parser.add_argument("--served-model-name", nargs="+")
     parser.add_argument("--max-model-len", type=int)
     args, unknown = parser.parse_known_args()

@@ -81,13 +81,18 @@ def engine_command(settings: Settings, model: Path, extra: list[str]) -> list[st
     """Return the command line of the engine."""
     host, port = ("127.0.0.1", BACKEND_PORT) if settings.llm else ("0.0.0.0", settings.port)  # noqa: S104
     names = [faults.WRONG_MODEL] if faults.on("wrong_model") else []
-    module = "vllm.entrypoints.openai.api_server" if settings.engine == "vllm" else "nimlib.reference_server"
-    command = [sys.executable, "-m", module, "--host", host, "--port", str(port), "--model", str(model)]
+    if faults.on("out_of_memory") or faults.on("never_ready"):
+        return [sys.executable, "-m", "nimlib.faults"]
+    vllm = settings.engine == "vllm"
+    module = "vllm.entrypoints.launchers.api_server.entry" if vllm else "nimlib.reference_server"
+    command = [sys.executable, "-m", module, "--model", str(model), "--host", host, "--port", str(port)]
     command += ["--served-model-name", *names, *settings.served_names]
     if settings.max_model_len:
         command += ["--max-model-len", str(settings.max_model_len)]
-    if settings.engine == "vllm":
+    if vllm:
         command += ["--middleware", "nimlib.api.NimMiddleware", "--enforce-eager", "--dtype", "float32"]
+        # Left alone, vLLM on a CPU takes nearly all memory of the machine for its cache.
+        command += ["--kv-cache-memory-bytes", str(64 << 20)]
     return command + shlex.split(settings.passthrough) + extra
 
 
@@ -161,6 +166,7 @@ class Launcher:
             env.pop(variable, None)
         if profile:
             env["NIM_MODEL_PROFILE"] = profile.id
+            env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             env.setdefault("VLLM_LOGGING_LEVEL", logs.LEVELS.get(self.settings.log_level, self.settings.log_level))
         child = subprocess.Popen(command, env=env, start_new_session=True)
         self.children[child.pid] = (name, child)
