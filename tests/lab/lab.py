@@ -277,7 +277,7 @@ class Lab:
                 for key, bindings in container.attrs["HostConfig"]["PortBindings"].items()
             }
             blocks.append(
-                f"Host {name}\n  HostName 127.0.0.1\n  HostKeyAlias {name}\n  Port {ports[name]['22']}\n  User ops\n"
+                f"Host {name} {name}.{self.name}\n  HostName 127.0.0.1\n  HostKeyAlias {name}\n  Port {ports[name]['22']}\n  User ops\n"
                 f'  IdentityFile "{self.state}/id_ed25519"\n  IdentitiesOnly yes\n'
                 f'  UserKnownHostsFile "{self.state}/known_hosts"\n  StrictHostKeyChecking yes\n'
             )

@@ -96,6 +96,8 @@ def build(
     CACHE), which is filled first if need be.
     """
     if engine == "vllm":
+        # Gigabytes go in and nothing is said meanwhile.
+        client.api.timeout = max(client.api.timeout or 0, 1800)
         folder = site_dir or (cache or HERE) / "vllm-site"
         install_site(folder)
         base = site_image(client, base, folder)
@@ -143,7 +145,7 @@ def cpu_torch(folder: Path) -> bool:
 def site_image(client: docker.DockerClient, base: str, folder: Path) -> str:
     """Return an image that is BASE with FOLDER as /opt/nim/site: one big layer that all flavours and versions share."""
     ident = f"{client.images.get(base).id} {(folder / '.complete').read_text(encoding='utf-8')}"
-    tag = f"baremetal-nim-lab/vllm-site:{hashlib.sha256(ident.encode()).hexdigest()[:12]}"
+    tag = f"nimlab/vllm-site:{hashlib.sha256(ident.encode()).hexdigest()[:12]}"
     if client.images.list(name=tag):
         return tag
     container = client.containers.create(base, ["true"])

@@ -56,10 +56,10 @@ class NimMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif path in COMPLETIONS and faults.engine_dead():
+            name, message = faults.DEAD[self.settings.flavour]
             if not self.dead:
                 self.dead = True
-                log.error("%s", faults.DEAD[self.settings.flavour])
-            message = faults.DEAD[self.settings.flavour]
+                log.error("%s: %s", name, message)
             await reply(send, 500, error(self.settings.flavour, 500, "InternalServerError", message))
         elif path == "/v1/metrics":
             await self.app({**scope, "path": "/metrics", "raw_path": b"/metrics"}, receive, send)

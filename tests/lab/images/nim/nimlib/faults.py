@@ -32,10 +32,17 @@ torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB. GPU 0 
 which 512.00 MiB is free. Process 4711 has 126.20 GiB memory in use. Of the allocated memory 12.52 GiB is allocated by \
 PyTorch, and 63.75 MiB is reserved by PyTorch but unallocated."""
 
+# What the log calls the death of the engine, and what the answers say.
 DEAD = {
-    "classic": "Engine loop is not running. Inspect the stacktrace to find the original error: "
-    "RuntimeError('CUDA error: an illegal memory access was encountered').",
-    "llm": "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.",
+    "classic": (
+        "vllm.engine.async_llm_engine.AsyncEngineDeadError",
+        "Engine loop is not running. Inspect the stacktrace to find the original error: "
+        "RuntimeError('CUDA error: an illegal memory access was encountered').",
+    ),
+    "llm": (
+        "vllm.v1.engine.exceptions.EngineDeadError",
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import http.client
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import urllib.error
@@ -145,7 +146,10 @@ class Cache:
         if start:
             headers["Range"] = f"bytes={start}-"
         try:
-            return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+            answer: http.client.HTTPResponse = urllib.request.urlopen(
+                urllib.request.Request(url, headers=headers), timeout=60
+            )
+            return answer
         except urllib.error.HTTPError as error:
             reason = REFUSALS.get(error.code, f"{error.code} {error.reason}")
             raise ManifestDownloadError(f"Error downloading manifest: {reason} ({url})") from None
@@ -161,6 +165,8 @@ def main() -> int:
     parser.add_argument("-p", "--profile", "--profiles", dest="profiles", nargs="+", action="extend", default=[])
     parser.add_argument("--all", action="store_true", help="every profile of the manifest")
     args = parser.parse_args()
+    # As process 1 of a container it would else not hear `docker stop`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = Settings.read()
     logs.setup(settings)
     profiles = load(settings.manifest)

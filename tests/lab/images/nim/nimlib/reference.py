@@ -57,7 +57,9 @@ class Model:
         self.rules: dict[str, list[str]] = lexicon["rules"]
         entry, data = self.tensors["lm.scores"]
         scores = iter(struct.unpack(f"<{entry['shape'][0]}f", data))
-        self.scores = {name: [next(scores) for _ in self.rules[name]] for name in sorted(self.rules)}
+        self.scores: dict[str, list[float]] = {
+            name: [next(scores) for _ in self.rules[name]] for name in sorted(self.rules)
+        }
 
     def tokenize(self, text: str) -> list[str]:
         """Split text into tokens; joined they are the text again."""

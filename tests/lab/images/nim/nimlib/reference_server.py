@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
+import itertools
 import json
 import logging
 import math
@@ -25,6 +27,7 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+ROLES = ("system", "developer", "user", "assistant", "tool")
 NUMBERS = {
     "temperature": (0, 2, "temperature must be between 0 and 2, got {}."),
     "top_p": (0, 1, "top_p must be in (0, 1], got {}."),
@@ -43,6 +46,26 @@ class Refused(Exception):
         self.message, self.param, self.status, self.kind = message, param, status, kind
 
 
+class Histogram:
+    """Observations, counted by bucket."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect.bisect_left(BUCKETS, seconds)] += 1
+        self.sum += seconds
+
+    def samples(self, label: str) -> dict[str, float]:
+        """Return name endings and values."""
+        bounds = [*(str(bound) for bound in BUCKETS), "+Inf"]
+        totals = list(itertools.accumulate(self.counts))
+        buckets = {f'_bucket{{le="{bound}",{label}}}': total for bound, total in zip(bounds, totals, strict=True)}
+        return {**buckets, f"_count{{{label}}}": totals[-1], f"_sum{{{label}}}": round(self.sum, 6)}
+
+
 class Metrics:
     """Counters in Prometheus text form, under vLLM's names or those of the first generation."""
 
@@ -52,7 +75,7 @@ class Metrics:
         self.running = 0
         self.counters = dict.fromkeys(("prompt_tokens_total", "generation_tokens_total"), 0)
         self.finished = dict.fromkeys(("stop", "length", "abort"), 0)
-        self.seconds: dict[str, list[float]] = {"time_to_first_token_seconds": [], "e2e_request_latency_seconds": []}
+        self.first_token, self.whole = Histogram(), Histogram()
 
     def render(self) -> str:
         """Return the exposition."""
@@ -72,13 +95,8 @@ class Metrics:
             family(name, "counter", {plain: value})
         reasons = {f'{{finished_reason="{reason}",{self.label}}}': count for reason, count in self.finished.items()}
         family("request_success_total", "counter", dict(reasons))
-        for name, values in self.seconds.items():
-            samples: dict[str, float] = {}
-            for bound in (*BUCKETS, math.inf):
-                le = "+Inf" if bound == math.inf else bound
-                samples[f'_bucket{{le="{le}",{self.label}}}'] = sum(value <= bound for value in values)
-            samples |= {f"_count{plain}": len(values), f"_sum{plain}": round(sum(values), 6)}
-            family(name, "histogram", samples)
+        family("time_to_first_token_seconds", "histogram", self.first_token.samples(self.label))
+        family("e2e_request_latency_seconds", "histogram", self.whole.samples(self.label))
         return "\n".join(lines) + "\n"
 
 
@@ -169,7 +187,7 @@ class Server:
                 await self.stream(send, frame, results, request, usage, chat, begun)
             else:
                 await asyncio.sleep(max(len(result.tokens) for result in results) / self.rate)
-                self.metrics.seconds["time_to_first_token_seconds"].append(time.monotonic() - begun)
+                self.metrics.first_token.observe(time.monotonic() - begun)
                 choices = [choice(index, result, chat) for index, result in enumerate(results)]
                 await reply(send, 200, {**frame, "choices": choices, "usage": usage})
             reason = results[0].finish
@@ -178,7 +196,7 @@ class Server:
             self.metrics.finished[reason] += 1
             self.metrics.counters["prompt_tokens_total"] += used
             self.metrics.counters["generation_tokens_total"] += total
-            self.metrics.seconds["e2e_request_latency_seconds"].append(time.monotonic() - begun)
+            self.metrics.whole.observe(time.monotonic() - begun)
 
     async def stream(
         self,
@@ -208,7 +226,7 @@ class Server:
                 await event({**frame, "choices": [chunk(index, {"role": "assistant", "content": ""}, None)], **rest})
             async for token in self.paced(result):
                 if first:
-                    self.metrics.seconds["time_to_first_token_seconds"].append(time.monotonic() - begun)
+                    self.metrics.first_token.observe(time.monotonic() - begun)
                     first = False
                 delta = chunk(index, {"content": token}, None) if chat else text_chunk(index, token, None)
                 await event({**frame, "choices": [delta], **rest})
@@ -227,17 +245,21 @@ class Server:
 
     # -- what a request may ask ---------------------------------------------------------------------------------
 
+    def invalid(self, message: str, param: str | None = None) -> Refused:
+        """Refuse a request whose form is wrong, with each generation's status."""
+        return Refused(message, param, 400 if self.settings.llm else 422)
+
     def parse(self, raw: bytes) -> dict[str, Any]:
         """Read and check a request."""
-        invalid = {"status": 400 if self.settings.llm else 422, "kind": "BadRequestError"}
+        invalid = self.invalid
         try:
             request = json.loads(raw)
         except ValueError as problem:
-            raise Refused(f"JSON decode error: {problem}", **invalid) from None
+            raise invalid(f"JSON decode error: {problem}") from None
         if not isinstance(request, dict):
-            raise Refused("Input should be a valid dictionary or object", **invalid)
+            raise invalid("Input should be a valid dictionary or object")
         if not isinstance(request.get("model"), str):
-            raise Refused("1 validation error: {'loc': ('body', 'model'), 'msg': 'Field required'}", "model", **invalid)
+            raise invalid("1 validation error: {'loc': ('body', 'model'), 'msg': 'Field required'}", "model")
         if request["model"] not in self.names:
             raise Refused(f"The model `{request['model']}` does not exist.", "model", 404, "NotFoundError")
         for name, (low, high, text) in NUMBERS.items():
@@ -245,7 +267,7 @@ class Server:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise Refused(f"{name}: Input should be a valid number", name, **invalid)
+                raise invalid(f"{name}: Input should be a valid number", name)
             if not low <= value <= high or (name == "top_p" and value == 0):
                 raise Refused(text.format(value), name)
         for name in ("max_tokens", "max_completion_tokens", "n", "min_tokens", "seed"):
@@ -253,31 +275,24 @@ class Server:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise Refused(f"{name}: Input should be a valid integer", name, **invalid)
+                raise invalid(f"{name}: Input should be a valid integer", name)
             if value < {"min_tokens": 0, "seed": value}.get(name, 1):
                 raise Refused(f"{name} must be at least 1, got {value}.", name)
         return request
 
     def prompt(self, request: dict[str, Any], chat: bool) -> tuple[str, str]:
         """Return the whole prompt and the question in it."""
-        status = 400 if self.settings.llm else 422
         if not chat:
             prompt = request.get("prompt")
             if not isinstance(prompt, str) or not prompt:
-                raise Refused("prompt: Input should be a non-empty string", "prompt", status)
+                raise self.invalid("prompt: Input should be a non-empty string", "prompt")
             return prompt, prompt
         messages = request.get("messages")
         if not isinstance(messages, list) or not messages:
-            raise Refused("messages: List should have at least 1 item", "messages", status)
+            raise self.invalid("messages: List should have at least 1 item", "messages")
         for message in messages:
-            if not isinstance(message, dict) or message.get("role") not in (
-                "system",
-                "user",
-                "assistant",
-                "tool",
-                "developer",
-            ):
-                raise Refused("messages: each needs a role of system, user, assistant or tool", "messages", status)
+            if not isinstance(message, dict) or message.get("role") not in ROLES:
+                raise self.invalid("messages: each needs a role of system, user, assistant or tool", "messages")
         asked = [content(message) for message in messages if message["role"] == "user"]
         return self.model.chat_prompt(messages), asked[-1] if asked else content(messages[-1])
 
@@ -322,12 +337,12 @@ def choice(index: int, result: Generation, chat: bool) -> dict[str, object]:
 
 async def body(receive: Receive) -> bytes:
     """Read a whole request body."""
-    data = b""
+    data = bytearray()
     while True:
         message = await receive()
         data += message.get("body", b"")
         if not message.get("more_body"):
-            return data
+            return bytes(data)
 
 
 def load(folder: Path, seconds: float) -> Model:

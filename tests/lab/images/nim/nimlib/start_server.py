@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 BACKEND_PORT = 8001
-GRACE = 1.5
+GRACE = 1.0
 ENGINE_PATHS = "chat/completions|completions|responses|messages|models|metadata|version|license|manifest|metrics"
 
 NGINX = """\
@@ -80,13 +81,15 @@ def nginx_conf(settings: Settings, directory: Path) -> str:
 def engine_command(settings: Settings, model: Path, extra: list[str]) -> list[str]:
     """Return the command line of the engine."""
     host, port = ("127.0.0.1", BACKEND_PORT) if settings.llm else ("0.0.0.0", settings.port)  # noqa: S104
-    names = [faults.WRONG_MODEL] if faults.on("wrong_model") else []
     if faults.on("out_of_memory") or faults.on("never_ready"):
         return [sys.executable, "-m", "nimlib.faults"]
     vllm = settings.engine == "vllm"
     module = "vllm.entrypoints.launchers.api_server.entry" if vllm else "nimlib.reference_server"
     command = [sys.executable, "-m", module, "--model", str(model), "--host", host, "--port", str(port)]
-    command += ["--served-model-name", *names, *settings.served_names]
+    command += ["--served-model-name"]
+    # vLLM answers with the first name and takes requests for any.
+    command += [faults.WRONG_MODEL] if vllm and faults.on("wrong_model") else []
+    command += settings.served_names
     if settings.max_model_len:
         command += ["--max-model-len", str(settings.max_model_len)]
     if vllm:
@@ -131,6 +134,8 @@ class Launcher:
 
     def _serve(self) -> int:
         settings = self.settings
+        with contextlib.suppress(OSError):
+            faults.KILL_FILE.unlink()
         if faults.on("crash_at_start"):
             time.sleep(1)
             print(faults.CRASH, file=sys.stderr, flush=True)

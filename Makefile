@@ -1,0 +1,58 @@
+# The only entry points of this checkout. Everything lands in .venv and .lab; `make clean` removes both.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+ENGINE ?= reference
+SCENARIO ?= default faults interrupted vllm
+V := .venv/bin
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PYTHONPATH := $(CURDIR)/.venv/collections
+export LC_ALL := C.UTF-8
+# Tools look for their interpreter and each other in .venv first.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# No byte code in the tree, and none of the caller's Ansible settings.
+export PYTHONDONTWRITEBYTECODE := 1
+unexport ANSIBLE_COLLECTIONS_PATH ANSIBLE_INVENTORY ANSIBLE_ROLES_PATH
+
+.PHONY: help demo test lint unit molecule bench build lab docs clean venv docker
+
+help: ## Show this help
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: venv docker ## From nothing to verified completions on two simulated GPU servers [ENGINE=vllm]
+	$(V)/python tests/lab/demo.py --engine $(ENGINE)
+
+test: lint unit build molecule ## All tests
+
+lint: venv ## Style, types, documentation
+	tests/lint.sh
+
+unit: venv ## Pure functions, and modules against real local servers
+	$(V)/pytest -q tests/unit
+
+molecule: venv docker ## Whole runs on systemd hosts [SCENARIO="default faults interrupted vllm"]
+	tests/molecule.sh $(SCENARIO)
+
+bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed
+	$(V)/python tests/perf/bench.py
+
+build: venv ## Build the collection, check it as Galaxy does, install it elsewhere and read its playbook there
+	tests/build.sh
+
+docs: venv ## Regenerate the variables in README.md and the role pages
+	$(V)/python tests/generate_docs.py
+
+lab: venv docker ## Start the lab's hosts without running anything on them
+	$(V)/python tests/lab/lab.py up --engine $(ENGINE)
+
+venv: ## Install the toolbox into .venv
+	@PYTHON=$(PYTHON) tests/lab/bootstrap venv
+
+docker: ## Start a Docker engine if none runs
+	@tests/lab/bootstrap docker
+
+clean: ## Remove the lab, its images and .venv
+	[ ! -x $(V)/python ] || $(V)/python tests/lab/lab.py down --all || true
+	tests/lab/bootstrap stop
+	rm -rf .venv .lab .ansible dist

@@ -1,0 +1,132 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of all scenarios share: the way to a host, to its endpoint and to the playbooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import docker
+import pytest
+import requests
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests/lab"))
+
+import lab  # noqa: E402
+
+NAME = "molecule"
+MODEL = "meta/llama-3.1-8b-instruct"
+
+
+def play(playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs a playbook of the collection on the lab; the caller looks at the exit status."""
+    return subprocess.run(play_command(playbook, *args, extra=extra, limit=limit), cwd=ROOT, env=play_environment(), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+
+
+def play_command(playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = "") -> list[str]:
+    """The command line of play()."""
+    command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(ROOT / "inventories/lab"), f"baremetal.nim.{playbook}"]
+    command += ["-e", json.dumps({"lab_name": NAME, **(extra or {})})]
+    return [*command, *(["--limit", limit] if limit else []), *args]
+
+
+def play_environment() -> dict[str, str]:
+    """The environment of play(): the checkout's settings, not molecule's."""
+    drop = ("ANSIBLE_", "MOLECULE_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
+    return {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+
+
+def service(hostname: str, **changes: Any) -> dict[str, Any]:
+    """The lab's llama service of a host, changed."""
+    spec = {
+        "name": "llama",
+        "image": f"nvcr.lab:5000/{lab.NIM}",
+        "tag": "1.8.6" if hostname == "gpu01" else "2.0.5",
+        "model": MODEL,
+        "gpus": [0],
+        "port": 8000,
+        "ulimits": ["stack=67108864"],
+    }
+    return {**spec, **changes}
+
+
+def url(hostname: str, port: int = 8000) -> str:
+    """Address of an endpoint of a host as this machine reaches it."""
+    ports = json.loads((lab.STATE / NAME / "ports.json").read_text())
+    return f"http://127.0.0.1:{ports[hostname][str(port)]}"
+
+
+def ask(hostname: str, prompt: str = "Say hello.", **body: Any) -> dict[str, Any]:
+    """One completion, asked and checked without any code of the collection."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 32, **body}
+    answer = requests.post(f"{url(hostname)}/v1/chat/completions", json=body, timeout=60)
+    answer.raise_for_status()
+    result: dict[str, Any] = answer.json()
+    message = result["choices"][0]["message"]
+    if not message["content"].strip() or result["model"] != MODEL:
+        raise AssertionError(f"no answer of {MODEL}: {result}")
+    return result
+
+
+def eventually(check: Callable[[], Any], seconds: float = 60) -> Any:
+    """What CHECK returns once it neither raises nor returns something false; the last error after SECONDS."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value = check()
+            if value:
+                return value
+            error: Exception = AssertionError(f"still {value!r} after {seconds} s")
+        except Exception as problem:  # noqa: BLE001 - whatever goes wrong is told at the end
+            error = problem
+        if time.monotonic() > deadline:
+            raise error
+        time.sleep(0.25)
+
+
+def weight_requests() -> int:
+    """How many requests for weights the vendor's server has seen since the last reset."""
+    return int(json.loads(vendor_call("GET"))["count"])
+
+
+def vendor_call(method: str) -> str:
+    """Asks or resets the request log of the weights server."""
+    container = vendor()
+    port = container.attrs["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"]
+    answer = requests.request(method, f"http://127.0.0.1:{port}/lab/requests", timeout=10)
+    answer.raise_for_status()
+    return answer.text
+
+
+def vendor() -> Any:
+    """The vendor's container."""
+    return docker.from_env().containers.get(lab.VENDOR)
+
+
+def machine(hostname: str) -> Any:
+    """The container that is a host."""
+    return docker.from_env().containers.get(f"{lab.PREFIX}-{NAME}-{hostname}")
+
+
+@pytest.fixture
+def name(host: Any) -> str:
+    """Name of the host under test."""
+    return str(host.backend.get_pytest_id().split("://")[1])
+
+
+@pytest.fixture
+def journal(host: Any) -> Any:
+    """Prints the journal of the service when a test fails."""
+    yield
+    print(host.run("journalctl -u nim-llama -n 40 --no-pager -o cat").stdout)

@@ -1,0 +1,190 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A deployed host: what is on it, and what it survives. Tests of one host run in this order."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from conftest import ask, eventually, lab, machine, play, service, vendor_call, weight_requests  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("journal")
+
+
+def container_id(host):
+    return host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama")
+
+
+def test_unit_is_active_and_enabled(host):
+    unit = host.service("nim-llama")
+    assert unit.is_running and unit.is_enabled
+
+
+def test_files_belong_to_root(host):
+    env = host.file("/etc/nim/llama.env")
+    assert (env.user, env.group, env.mode) == ("root", "root", 0o600)
+    assert "NIM_TELEMETRY_MODE=0" in env.content_string
+    assert host.file("/etc/nim").mode == 0o700
+    assert host.file("/root/.docker/config.json").mode == 0o600
+
+
+def test_container_is_as_promised(host):
+    item = json.loads(host.check_output("docker inspect nim-llama"))[0]
+    config = item["HostConfig"]
+    assert config["Init"] is True
+    assert config["ShmSize"] == 16 * 1024**3
+    assert config["RestartPolicy"]["Name"] == "no"
+    assert "no-new-privileges" in config["SecurityOpt"]
+    assert [request["Driver"] for request in config["DeviceRequests"]] == ["cdi"]
+    assert "@sha256:" in item["Config"]["Image"], "the image is pinned by its digest"
+    assert not config["Privileged"] and config["NetworkMode"] in ("default", "bridge")
+
+
+def test_container_sees_just_its_gpu(host, name):
+    seen = host.check_output("docker exec nim-llama nvidia-smi -L").splitlines()
+    everything = host.check_output("nvidia-smi -L").splitlines()
+    wanted = everything[1] if name == "gpu02" else everything[0]
+    assert [line.split("UUID: ")[1] for line in seen] == [wanted.split("UUID: ")[1]]
+
+
+def test_cache_belongs_to_the_user_of_the_image(host):
+    cache = host.file("/var/lib/nim/cache/llama")
+    assert (cache.uid, cache.gid) == (1000, 1000)
+
+
+def test_daemon_json_kept_what_the_site_had_written(host):
+    config = json.loads(host.file("/etc/docker/daemon.json").content_string)
+    assert config["dns"] and config["live-restore"] is True and config["features"]["cdi"] is True
+
+
+def test_journal_has_the_log_of_the_container(host):
+    assert "NVIDIA Inference Microservice LLM NIM" in host.check_output("journalctl -u nim-llama -o cat --no-pager")
+
+
+def test_survives_daemon_reload(host, name):
+    before = container_id(host)
+    host.check_output("systemctl daemon-reload")
+    assert ask(name) and container_id(host) == before
+    assert host.check_output("docker exec nim-llama nvidia-smi -L"), "the container lost its GPU"
+
+
+def test_survives_restart_of_docker_without_going_down(host, name):
+    before = container_id(host)
+    host.check_output("systemctl restart docker")
+    assert ask(name)
+    assert container_id(host) == before, "live-restore keeps the container running"
+    assert host.service("nim-llama").is_running
+    assert host.check_output("systemctl show -p NRestarts --value nim-llama") == "0"
+    # The unit follows the log again: what the container says from now on is in the unit's journal.
+    host.check_output("docker exec nim-llama sh -c 'echo after-the-restart > /proc/1/fd/1'")
+    eventually(lambda: "after-the-restart" in host.check_output("journalctl -u nim-llama -o cat --no-pager"), 15)
+
+
+def test_comes_back_after_kill_of_the_engine(host, name):
+    before = container_id(host)
+    vendor_call("DELETE")
+    # Everything in the container but its init: what an out-of-memory kill does to an engine.
+    host.check_output("kill -9 $(docker inspect --format '{{.State.Pid}}' nim-llama)")
+    eventually(lambda: container_id(host) != before)
+    eventually(lambda: ask(name))
+    assert weight_requests() == 0, "a restart loads the weights from the cache"
+
+
+def test_stops_cleanly(host, name):
+    host.check_output("systemctl stop nim-llama")
+    assert host.check_output("systemctl show -p Result --value nim-llama") == "success"
+    assert host.run("docker inspect nim-llama").rc == 1
+    host.check_output("systemctl start nim-llama")
+    eventually(lambda: ask(name))
+
+
+def test_comes_back_after_a_reboot(host, name):
+    vendor_call("DELETE")
+    machine(name).restart(timeout=60)
+    eventually(lambda: host.run("true").rc == 0)
+    eventually(lambda: ask(name), 90)
+    assert weight_requests() == 0, "a reboot loads the weights from the cache"
+    assert host.check_output("docker exec nim-llama nvidia-smi -L"), "the CDI specification came back after the reboot"
+
+
+def test_key_rotation_logs_in_anew_and_restarts_nothing(host, name):
+    before = container_id(host)
+    new = lab.LAB_KEY.replace("0123", "4567")
+    vendor_ = lab.Lab("molecule")
+    try:
+        vendor_.execute(vendor_.container(lab.VENDOR), "lab-keys", new)
+        run = play("services", limit=name, extra={"ngc_api_key": new})
+        assert run.returncode == 0, run.stdout
+        assert "changed=1 " in run.stdout, run.stdout
+        assert container_id(host) == before
+        again = play("services", limit=name, extra={"ngc_api_key": new})
+        assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
+    finally:
+        vendor_.execute(vendor_.container(lab.VENDOR), "lab-keys", lab.LAB_KEY)
+        play("services", limit=name)
+
+
+def test_key_is_found_nowhere(host, name):
+    """Stages and deploys anew under a watch on all processes and containers, as loud as Ansible can be."""
+    watch = (
+        "import glob,subprocess,time\n"
+        "end=time.time()+90\n"
+        "seen=set()\n"
+        "while time.time()<end and not glob.glob('/run/watch-stop'):\n"
+        "  for p in glob.glob('/proc/[0-9]*/cmdline'):\n"
+        "    try: seen.add(open(p,'rb').read().replace(b'\\0',b' '))\n"
+        "    except OSError: pass\n"
+        "  ids=subprocess.run(['docker','ps','-aq'],capture_output=True,text=True).stdout.split()\n"
+        "  seen.add(subprocess.run(['docker','inspect',*ids],capture_output=True).stdout)\n"
+        "open('/run/watch-log','wb').write(b'\\n'.join(seen))\n"
+    )
+    host.check_output("rm -f /run/watch-stop /var/lib/nim/cache/llama/.baremetal-nim.json /root/.docker/config.json")
+    machine(name).exec_run(["python3", "-c", f"open('/run/watch.py', 'w').write({watch!r})"])
+    host.check_output("systemd-run --quiet --collect --unit=watch python3 /run/watch.py")
+    spec = {"nim_services": [service(name, gpus=[1 if name == "gpu02" else 0], env={"NIM_LOG_LEVEL": "INFO"})]}
+    run = play("site", "-vvv", limit=name, extra=spec)
+    host.check_output("touch /run/watch-stop")
+    eventually(lambda: host.file("/run/watch-log").exists, 20)
+    assert run.returncode == 0, run.stdout[-4000:]
+    log = host.check_output("cat /run/watch-log")
+    assert "nim-stage-llama" in log, "the watch saw the staging container"
+    secret = lab.LAB_KEY
+    assert secret not in run.stdout, "the key is in Ansible's output"
+    assert secret not in log, "the key is in a process list or a container's configuration"
+    for command in (
+        "systemctl cat nim-llama; systemctl show nim-llama",
+        "journalctl --no-pager -o json",
+        "docker inspect nim-llama; docker image inspect $(docker images -q)",
+        "cat /etc/nim/* /var/lib/nim/services/*; grep -rl nvapi- /etc /run /var/lib/nim /tmp 2>/dev/null; true",
+        "docker logs nim-llama 2>&1",
+        "docker exec nim-llama env",
+    ):
+        assert secret not in host.check_output(command), command
+    assert host.run("ls /run/nim/*.key").rc != 0, "the key's file was left behind"
+    play("site", limit=name)
+
+
+def test_absent_removes_the_service_and_keeps_the_cache(host, name):
+    run = play("services", limit=name, extra={"nim_services": [{"name": "llama", "state": "absent"}]})
+    assert run.returncode == 0, run.stdout
+    assert not host.file("/etc/systemd/system/nim-llama.service").exists
+    assert not host.file("/etc/nim/llama.env").exists
+    assert host.run("docker inspect nim-llama").rc == 1
+    assert host.file("/var/lib/nim/cache/llama/.baremetal-nim.json").exists
+    again = play("services", limit=name, extra={"nim_services": [{"name": "llama", "state": "absent"}]})
+    assert "changed=0 " in again.stdout, again.stdout
+    vendor_call("DELETE")
+    back = play("services", limit=name)
+    assert back.returncode == 0, back.stdout
+    assert weight_requests() == 0, "what was staged is used again"
+    assert ask(name)
+    gone = play("remove", limit=name, extra={"nim_remove_cache": True})
+    assert gone.returncode == 0, gone.stdout
+    assert not host.file("/var/lib/nim/cache/llama").exists

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs molecule scenarios one after another: tests/molecule.sh SCENARIO...
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" MOLECULE_GLOB="molecule/*/molecule.yml"
+for scenario in "$@"; do
+  printf '\n=== molecule %s ===\n' "$scenario"
+  started=$SECONDS
+  case $scenario in
+    vllm) export LAB_HOSTS=gpu01 LAB_ENGINE=vllm ;;
+    faults | interrupted) export LAB_HOSTS=gpu01 LAB_ENGINE=reference ;;
+    *) export LAB_HOSTS=gpu01,gpu02 LAB_ENGINE=reference ;;
+  esac
+  molecule test -s "$scenario"
+  printf '=== molecule %s passed in %s s ===\n' "$scenario" "$((SECONDS - started))"
+done
