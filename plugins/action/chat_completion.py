@@ -6,148 +6,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
-from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
-
-_MODULE = "baremetal.nim.chat_completion"
-# The first slice is short, so that a fault and the first line of progress come fast.
-_FIRST_SLICE = 2.0
-_SLICE = 5.0
-# Consecutive slices a lost connection may cost.
-_LOSSES = 5
-_LINE_EVERY = 10.0
-_HEARTBEAT_EVERY = 60.0
+from ansible_collections.baremetal.nim.plugins.plugin_utils._slices import SlicedAction
 
 
-class Progress:
-    """Prints what the slices of one wait saw: a new phase at once, else seldom, and what did not change rarer still.
+class ActionModule(SlicedAction):
+    """Waits for an endpoint and verifies it."""
 
-    label: str, begins each line. timeout: seconds the wait may take. show: prints a line.
-    """
+    module = "baremetal.nim.chat_completion"
+    timeout = 1800.0
 
-    def __init__(self, label: str, timeout: float, show: Callable[[str], None], now: Callable[[], float]) -> None:
-        self._label = label
-        self._timeout = timeout
-        self._show = show
-        self._now = now
-        self._phases: set[str] = set()
-        self._said = ""
-        self._at = float("-inf")
+    def subject(self, args: Mapping[str, Any]) -> str:
+        """Return the unit, or the address when there is none."""
+        return str(args.get("unit") or args.get("url")).removesuffix(".service")
 
-    def waiting(self, result: Mapping[str, Any], elapsed: float) -> None:
-        """Tell of a slice that ended without a final result."""
-        history = result.get("history") or [{}]
-        log = result.get("last_log")
-        news = f"{result.get('phase')}, {history[-1].get('detail')}"
-        self._tell(str(result.get("phase")), news, elapsed, f"; last log: {log}" if log else "")
-
-    def lost(self, reason: str, elapsed: float) -> None:
-        """Tell of a slice that was lost with the connection."""
-        self._tell("lost", f"connection lost ({reason}), trying again", elapsed)
-
-    def verified(self, result: Mapping[str, Any]) -> None:
-        """Tell of the good end of a wait that has been told of."""
-        if not self._phases:
-            return
+    def success(self, result: Mapping[str, Any]) -> str:
+        """Return how long it took."""
+        if result.get("phase") != "verified":
+            return ""
         ttft = result.get("ttft")
         first = "" if ttft is None else f", first token after {ttft:g} s"
-        self._show(f"{self._label} verified, ready after {result.get('ready_after') or 0.0:.0f} s{first}")
-
-    def _tell(self, phase: str, news: str, elapsed: float, log: str = "") -> None:
-        since = self._now() - self._at
-        changed = news + log != self._said
-        # A phase that comes back is no news: a flapping endpoint must not flood the screen.
-        if phase not in self._phases or (changed and since >= _LINE_EVERY) or since >= _HEARTBEAT_EVERY:
-            self._phases.add(phase)
-            self._said = news + log
-            self._at = self._now()
-            self._show(f"{self._label} {news}, {elapsed:.0f} s of {self._timeout:.0f} s{log}")
-
-
-class ActionModule(ActionBase):
-    """Calls the module slice by slice until its result is final."""
-
-    _supports_check_mode = True
-    _supports_async = False
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the module's result for the whole wait. Raises AnsibleConnectionFailure when the host stays away."""
-        super().run(tmp, task_vars)
-        task_vars = task_vars or {}
-        args = self._task.args
-        # Values of a wrong type are the module's to refuse.
-        timeout = _number(args.get("timeout"), 1800.0)
-        length = _number(args.get("max_wait"), _SLICE)
-        progress = Progress(
-            f"{task_vars.get('inventory_hostname', 'host')}: {_subject(args)}", timeout, self._show, time.monotonic
-        )
-        start = time.monotonic()
-        resume: dict[str, Any] = {}
-        history: list[dict[str, Any]] = []
-        losses = 0
-        while True:
-            elapsed = time.monotonic() - start
-            max_wait = length if resume else min(length, _FIRST_SLICE)
-            # The clock of the controller counts: it knows of the time between the slices.
-            slice_args = dict(args, max_wait=max_wait, resume=dict(resume, elapsed=elapsed))
-            try:
-                result = self._execute_module(module_name=_MODULE, module_args=slice_args, task_vars=task_vars)
-                if result.get("unreachable"):
-                    raise AnsibleConnectionFailure(str(result.get("msg") or "unreachable"))
-            except AnsibleAuthenticationFailure:
-                raise
-            except AnsibleConnectionFailure as exc:
-                losses += 1
-                if losses > _LOSSES or elapsed >= timeout:
-                    raise
-                progress.lost(str(exc), elapsed)
-                self._reconnect()
-                continue
-            losses = 0
-            _join(history, result.get("history") or [])
-            if result.get("waiting"):
-                resume = result["resume"]
-                progress.waiting(result, time.monotonic() - start)
-                continue
-            if history:
-                result["history"] = history
-            if result.get("phase") == "verified":
-                progress.verified(result)
-            return result
-
-    def _show(self, line: str) -> None:
-        if not self._task.no_log and boolean(self._task.args.get("progress", True), strict=False):
-            Display().display(line)
-
-    def _reconnect(self) -> None:
-        """Forget the broken connection and what it knew of the host, which may have rebooted meanwhile."""
-        time.sleep(_SLICE)
-        self._connection._shell.tmpdir = None
-        try:
-            self._connection.reset()
-        except (AttributeError, AnsibleConnectionFailure):
-            # Not every connection can be reset, and the next slice tells whether the host is back.
-            return
-
-
-def _join(history: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
-    """Append the history of a slice, which begins by telling again where the one before ended."""
-    same = bool(history and more) and all(history[-1].get(key) == more[0].get(key) for key in ("phase", "detail"))
-    history += more[1:] if same else more
-
-
-def _subject(args: Mapping[str, Any]) -> str:
-    return str(args.get("unit") or args.get("url")).removesuffix(".service")
-
-
-def _number(value: Any, default: float) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return default
+        return f"verified, ready after {result.get('ready_after') or 0.0:.0f} s{first}"

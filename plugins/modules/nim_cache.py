@@ -103,6 +103,15 @@ options:
       - Most seconds that this call waits before it returns with RV(waiting=true). The action plugin sets it and calls
         the module again until it is done.
     type: float
+  resume:
+    description:
+      - What an earlier slice of the same wait handed over (RV(resume)). Set by the action plugin.
+    type: dict
+    suboptions:
+      elapsed:
+        description: Seconds waited so far.
+        type: float
+        default: 0
 seealso:
   - module: baremetal.nim.chat_completion
 notes:
@@ -143,10 +152,19 @@ phase:
   description: V(directory), V(image), V(weights) or V(done).
   type: str
   returned: always
-progress:
-  description: What the phase has done so far.
+history:
+  description: Phases with what each had done so far (C(detail)).
+  type: list
+  elements: dict
+  returned: always
+last_log:
+  description: Last line of the pull or download.
   type: str
   returned: always
+resume:
+  description: What the next slice needs to know.
+  type: dict
+  returned: while waiting
 failure_class:
   description:
     - Class of the failure, such as V(auth), V(image_missing), V(disk_full), V(cache_permission), V(no_profile), or
@@ -186,9 +204,12 @@ class Stage:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
-        self.deadline = time.monotonic() + (module.params["max_wait"] or module.params["timeout"])
+        elapsed = (module.params["resume"] or {}).get("elapsed") or 0.0
+        now = time.monotonic()
+        self.timeout = now + module.params["timeout"] - elapsed
+        self.deadline = min(self.timeout, now + (module.params["max_wait"] or float("inf")))
         self.changed = False
-        self.phase, self.progress = "directory", ""
+        self.phase, self.detail, self.last_log = "directory", "", ""
         self.docker = "/usr/bin/docker"
 
     def run(self, *argv: str) -> tuple[int, str, str]:
@@ -209,10 +230,7 @@ class Stage:
             failure_class=failure_class,
             evidence=evidence,
             next_command=command,
-            phase=self.phase,
-            progress=self.progress,
-            waiting=False,
-            changed=self.changed,
+            **self.result(waiting=False),
         )
 
     # -- directory -------------------------------------------------------------------------------------------------
@@ -323,6 +341,13 @@ class Stage:
             state = self.unit_state(unit)
             if state.get("ActiveState") == "failed" or state.get("SubState") == "exited":
                 break
+            if time.monotonic() > self.timeout:
+                self.fail(
+                    f"{what} is not done after {self.params['timeout']:.0f} s and goes on; run the play again to wait for it.",
+                    "staging_failed",
+                    self.journal(state, 5),
+                    f"journalctl -fu {unit}",
+                )
             if time.monotonic() > self.deadline:
                 return False
             time.sleep(POLL)
@@ -384,7 +409,15 @@ class Stage:
 
     def result(self, waiting: bool, image: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return values."""
-        result: dict[str, Any] = {"changed": self.changed, "waiting": waiting, "phase": self.phase, "progress": self.progress}
+        result: dict[str, Any] = {
+            "changed": self.changed,
+            "waiting": waiting,
+            "phase": self.phase,
+            "history": [{"phase": self.phase, "detail": self.detail}],
+            "last_log": self.last_log,
+        }
+        if waiting:
+            result["resume"] = {"elapsed": 0.0}
         if image:
             result["image_id"] = image["Id"]
             result["image_reference"] = _staging.image_reference(image, self.params["repository"])
@@ -406,7 +439,7 @@ class Stage:
             unit = f"nim-pull-{name}.service"
             argv = _staging.pull_command(self.docker, self.params["image"])
             if not self.carry(unit, f"pull of {self.params['image']}", argv):
-                self.progress = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
+                self.detail = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
                 return self.result(waiting=True)
             image = self.inspect()
             if image is None:
@@ -417,8 +450,8 @@ class Stage:
             before = f"{self.docker} rm --force nim-stage-{name}"
             argv = _staging.stage_command(self.docker, self.params, image, bool(self.params["api_key"]))
             if not self.carry(unit, f"download of the weights of {name}", argv, self.params["api_key"], before):
-                line = _staging.last_line(self.journal(self.unit_state(unit), 5))
-                self.progress = f"{_staging.amount(self.size())}" + (f"; {line}" if line else "")
+                self.detail = _staging.amount(self.size())
+                self.last_log = _staging.last_line(self.journal(self.unit_state(unit), 5))
                 return self.result(waiting=True, image=image)
             self.write_marker(image, self.size())
         self.phase = "done"
@@ -446,6 +479,7 @@ def main() -> None:
             "timeout": {"type": "float", "default": 14400},
             "progress": {"type": "bool", "default": True},
             "max_wait": {"type": "float"},
+            "resume": {"type": "dict", "options": {"elapsed": {"type": "float", "default": 0.0}}},
         },
         supports_check_mode=True,
     )

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible_collections.baremetal.nim.plugins.action import chat_completion
+from ansible_collections.baremetal.nim.plugins.plugin_utils import _slices
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer
 
 URL = "http://127.0.0.1:8000"
@@ -53,8 +54,8 @@ class Wait:
         self.sent = []
         self.connection = Mock()
         self.connection._shell.tmpdir = None
-        monkeypatch.setattr(chat_completion, "time", SimpleNamespace(monotonic=lambda: self.at, sleep=self._sleep))
-        monkeypatch.setattr(chat_completion, "Display", lambda: SimpleNamespace(display=self.lines.append))
+        monkeypatch.setattr(_slices, "time", SimpleNamespace(monotonic=lambda: self.at, sleep=self._sleep))
+        monkeypatch.setattr(_slices, "Display", lambda: SimpleNamespace(display=self.lines.append))
 
     def _sleep(self, seconds):
         self.at += seconds
@@ -225,14 +226,14 @@ def test_a_connection_that_cannot_be_reset_is_tried_again_all_the_same(wait):
 
 
 def test_a_host_that_stays_away_is_unreachable(wait):
-    losses = chat_completion._LOSSES
+    losses = _slices._LOSSES
     with pytest.raises(AnsibleConnectionFailure, match="timed out"):
         wait.run(waiting(), *[LOST] * (losses + 1))
     assert len(wait.sent) == losses + 2
 
 
 def test_losses_count_only_in_a_row(wait):
-    losses = chat_completion._LOSSES
+    losses = _slices._LOSSES
     assert wait.run(*[LOST] * losses, waiting(), *[LOST] * losses, DONE)["phase"] == "verified"
 
 
@@ -264,7 +265,7 @@ def test_a_task_from_end_to_end(tmp_path):
     def ready(_nim, handler, _body):
         polls.append(time.monotonic())
         # One slice and a bit.
-        handler.send_json(200 if polls[-1] - polls[0] > chat_completion._FIRST_SLICE + 0.2 else 503, {})
+        handler.send_json(200 if polls[-1] - polls[0] > _slices._FIRST_SLICE + 0.2 else 503, {})
 
     (tmp_path / "ansible.cfg").write_text("[defaults]\n")
     environment = {

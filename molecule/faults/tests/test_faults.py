@@ -1,0 +1,201 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything here is broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from conftest import ROOT, ask, eventually, lab, machine, play, play_command, play_environment, service  # noqa: E402
+
+HOST = "gpu01"
+
+
+def deploy(**changes):
+    """Deploys the service of the host, changed; returns exit status, output, and the time from start to verdict."""
+    command = play_command("services", limit=HOST, extra={"nim_services": [service(HOST, **changes)]})
+    started = ended = 0.0
+    lines = []
+    with subprocess.Popen(
+        command, cwd=ROOT, env=play_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if "Ask whether the old container" in line:
+                started = time.monotonic()
+            if "PLAY RECAP" in line:
+                ended = time.monotonic()
+    return process.returncode, "".join(lines), ended - started if started else None
+
+
+def snapshot(host):
+    """What a refused change must not touch."""
+    return host.check_output(
+        "cat /etc/systemd/system/nim-*.service /etc/nim/* /root/.docker/config.json /var/lib/nim/services/* /etc/docker/daemon.json;"
+        " docker images --no-trunc -q | sort; docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama;"
+        " systemctl show -p ActiveState,NRestarts nim-llama; ls /run/nim 2>/dev/null; systemctl --failed --no-legend"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure_class", "evidence"),
+    [
+        ("crash_at_start", "crash_loop", "Traceback"),
+        ("out_of_memory", "out_of_memory", "CUDA out of memory"),
+        ("dead_engine", "dead_engine", "500"),
+        ("wrong_model", "wrong_model", "meta/llama-3.1-8b-instruct"),
+        ("never_ready", "starting", "not ready"),
+    ],
+)
+def test_fault_is_named_within_seconds(host, fault, failure_class, evidence):
+    code, output, seconds = deploy(env={"NIM_LAB_FAULT": fault}, start_timeout=20)
+    assert code != 0, output
+    assert f'"failure_class": "{failure_class}"' in output, output
+    assert evidence in output, output
+    assert "Next:" in output or '"next_command": "' in output, output
+    assert seconds < 30, f"{seconds:.0f} s until the verdict\n{output}"
+
+
+def test_a_good_configuration_heals_what_a_bad_one_broke(host):
+    code, output, _seconds = deploy()
+    assert code == 0, output
+    assert ask(HOST)
+
+
+def test_slow_shutdown_is_bounded_and_told(host):
+    code, output, _seconds = deploy(env={"NIM_LAB_FAULT": "slow_shutdown"}, stop_timeout=4)
+    assert code == 0, output
+    started = time.monotonic()
+    code, output, _seconds = deploy()
+    assert code == 0, output
+    assert "slow_shutdown: gpu01: container nim-llama did not end within 4 s of SIGTERM and was killed" in output, output
+    assert time.monotonic() - started < 60
+    assert ask(HOST)
+
+
+def test_wrong_key_is_refused_and_not_stored(host):
+    before = snapshot(host)
+    run = play("site", limit=HOST, extra={"ngc_api_key": "nvapi-wrong"})
+    assert run.returncode != 0
+    assert "The registry refuses the key" in run.stdout and "NGC_API_KEY" in run.stdout, run.stdout
+    assert "nvapi-wrong" not in run.stdout
+    assert snapshot(host) == before
+    assert ask(HOST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        pytest.param({"tag": "1.99.0"}, ["image_missing", "1.99.0", "manifest unknown"], id="unknown tag"),
+        pytest.param({"profile": "no-such-profile"}, ["no-such-profile"], id="unknown profile"),
+        pytest.param({"tag": "2.0.5", "cache_size_gb": 90000}, ["disk_full", "90.0 TB"], id="no room for the weights"),
+    ],
+)
+def test_refused_change_leaves_the_host_as_it_was(host, changes, wanted):
+    before = snapshot(host)
+    code, output, _seconds = deploy(**{"env": {"NIM_LOG_LEVEL": "ERROR"}, **changes})
+    assert code != 0, output
+    for text in wanted:
+        assert text in output, output
+    assert snapshot(host) == before
+    assert ask(HOST)
+
+
+def test_port_in_use_is_refused_before_anything_is_changed(host):
+    host.check_output("systemd-run --quiet --collect --unit=squatter python3 -m http.server 8010")
+    eventually(lambda: host.socket("tcp://0.0.0.0:8010").is_listening)
+    before = snapshot(host)
+    try:
+        run = play("site", limit=HOST, extra={"nim_services": [service(HOST, port=8010)]})
+        assert run.returncode != 0
+        assert "port 8010 is held by python3 (pid" in run.stdout, run.stdout
+        assert snapshot(host) == before
+    finally:
+        host.check_output("systemctl stop squatter")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("ro", ["cache_permission", "Read-only file system"]),
+        ("size=1m,uid=1000,gid=1000", ["disk_full", "No space left on device"]),
+    ],
+    ids=["read-only cache", "full disk"],
+)
+def test_unusable_cache(host, options, wanted):
+    before = snapshot(host)
+    host.check_output(f"mkdir -p /var/lib/nim/cache/other && mount -t tmpfs -o {options} none /var/lib/nim/cache/other")
+    try:
+        code, output, _seconds = deploy(name="other", port=8001)
+        assert code != 0
+        for text in wanted:
+            assert text in output, output
+        assert not host.file("/etc/systemd/system/nim-other.service").exists
+        assert snapshot(host) == before
+    finally:
+        host.check_output("umount /var/lib/nim/cache/other && rmdir /var/lib/nim/cache/other")
+
+
+def test_all_conflicts_are_told_at_once(host):
+    before = snapshot(host)
+    wrong = [service(HOST, gpus=[7], env={"NGC_API_KEY": "nvapi-x"}), service(HOST, name="Llama_2", tag="latest", prot=1)]
+    run = play("site", limit=HOST, extra={"nim_services": wrong})
+    assert run.returncode != 0
+    for text in ("gpus names 7", "env has NGC_API_KEY", "'Llama_2'", "'latest'", "Did you mean 'port'", "port 8000 is also"):
+        assert text in run.stdout, run.stdout
+    assert snapshot(host) == before
+
+
+def test_stopped_docker_is_started(host):
+    host.check_output("systemctl stop docker.socket docker.service")
+    run = play("site", limit=HOST)
+    assert run.returncode == 0, run.stdout
+    assert ask(HOST)
+
+
+def test_stale_cdi_specification_is_refreshed(host):
+    host.check_output("sed -i s/580.159.04/570.86.15/g /var/run/cdi/nvidia.yaml")
+    run = play("host", limit=HOST)
+    assert run.returncode == 0, run.stdout
+    assert "Refresh the CDI specification" in run.stdout and "changed=1 " in run.stdout, run.stdout
+    assert "580.159.04" in host.file("/var/run/cdi/nvidia.yaml").content_string
+
+
+def test_edited_unit_is_put_right(host):
+    host.check_output("sed -i s/shm-size.16g/shm-size=1g/ /etc/systemd/system/nim-llama.service && systemctl daemon-reload")
+    code, output, _seconds = deploy(gpus=[0])
+    assert code == 0 and "files were edited or lost" in output, output
+    assert "--shm-size 16g" in host.file("/etc/systemd/system/nim-llama.service").content_string
+
+
+def test_invalid_daemon_json_is_an_error_and_kept(host):
+    good = host.check_output("cat /etc/docker/daemon.json")
+    try:
+        host.check_output("echo '{broken' > /etc/docker/daemon.json")
+        run = play("host", limit=HOST)
+        assert run.returncode != 0 and "is no valid configuration" in run.stdout, run.stdout
+        assert host.check_output("cat /etc/docker/daemon.json") == "{broken"
+    finally:
+        machine(HOST).exec_run(["python3", "-c", f"open('/etc/docker/daemon.json', 'w').write({good!r})"])
+
+
+def test_status_shows_a_failed_service(host):
+    host.check_output("systemctl stop nim-llama")
+    run = play("status", limit=HOST)
+    assert "inactive" in run.stdout and run.returncode == 0, run.stdout
+    report = ROOT / ".lab" / "faults-report.json"
+    verify = play("verify", limit=HOST, extra={"nim_report": str(report)})
+    assert verify.returncode != 0 and "unit_stopped" in verify.stdout, verify.stdout
+    item = json.loads(report.read_text())[0]
+    assert item["verified"] is False and item["failure_class"] == "unit_stopped" and lab.NIM in item["image"]
+    host.check_output("systemctl start nim-llama")
+    eventually(lambda: ask(HOST))

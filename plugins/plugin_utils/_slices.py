@@ -1,0 +1,168 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The controller's part of a long wait: the module is called slice by slice, and progress is printed meanwhile.
+
+This plugin util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+# The first slice is short, so that a fault and the first line of progress come fast.
+_FIRST_SLICE = 2.0
+_SLICE = 5.0
+# Consecutive slices a lost connection may cost.
+_LOSSES = 5
+_LINE_EVERY = 10.0
+_HEARTBEAT_EVERY = 60.0
+
+
+class Progress:
+    """Prints what the slices of one wait saw: a new phase at once, else seldom, and what did not change rarer still.
+
+    label: str, begins each line. timeout: seconds the wait may take. show: prints a line.
+    """
+
+    def __init__(self, label: str, timeout: float, show: Callable[[str], None], now: Callable[[], float]) -> None:
+        self._label = label
+        self._timeout = timeout
+        self._show = show
+        self._now = now
+        self._phases: set[str] = set()
+        self._said = ""
+        self._at = float("-inf")
+
+    def waiting(self, result: Mapping[str, Any], elapsed: float) -> None:
+        """Tell of a slice that ended without a final result."""
+        history = result.get("history") or [{}]
+        log = result.get("last_log")
+        news = f"{result.get('phase')}, {history[-1].get('detail')}"
+        self._tell(str(result.get("phase")), news, elapsed, f"; last log: {log}" if log else "")
+
+    def lost(self, reason: str, elapsed: float) -> None:
+        """Tell of a slice that was lost with the connection."""
+        self._tell("lost", f"connection lost ({reason}), trying again", elapsed)
+
+    def ended(self, text: str) -> None:
+        """Tell of the good end of a wait that has been told of."""
+        if self._phases:
+            self._show(f"{self._label} {text}")
+
+    def _tell(self, phase: str, news: str, elapsed: float, log: str = "") -> None:
+        since = self._now() - self._at
+        changed = news + log != self._said
+        # A phase that comes back is no news: a flapping endpoint must not flood the screen.
+        if phase not in self._phases or (changed and since >= _LINE_EVERY) or since >= _HEARTBEAT_EVERY:
+            self._phases.add(phase)
+            self._said = news + log
+            self._at = self._now()
+            self._show(f"{self._label} {news}, {elapsed:.0f} s of {self._timeout:.0f} s{log}")
+
+
+class SlicedAction(ActionBase):
+    """Calls a module slice by slice until its result is final.
+
+    The module takes max_wait and resume (a dict with at least elapsed) and returns waiting, phase, history (list of
+    phase and detail), last_log and resume.
+    """
+
+    _supports_check_mode = True
+    _supports_async = False
+
+    #: FQCN of the module, and its default timeout in seconds.
+    module = ""
+    timeout = 0.0
+
+    def subject(self, args: Mapping[str, Any]) -> str:
+        """Return what the wait is about, for progress lines."""
+        raise NotImplementedError
+
+    def success(self, result: Mapping[str, Any]) -> str:
+        """Return the words for the good end, empty when there are none."""
+        raise NotImplementedError
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the module's result for the whole wait. Raises AnsibleConnectionFailure when the host stays away."""
+        super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        args = self._task.args
+        # Values of a wrong type are the module's to refuse.
+        timeout = _number(args.get("timeout"), self.timeout)
+        length = _number(args.get("max_wait"), _SLICE)
+        label = f"{task_vars.get('inventory_hostname', 'host')}: {self.subject(args)}"
+        progress = Progress(label, timeout, self._show, time.monotonic)
+        start = time.monotonic()
+        resume: dict[str, Any] = {}
+        history: list[dict[str, Any]] = []
+        changed = False
+        losses = 0
+        while True:
+            elapsed = time.monotonic() - start
+            max_wait = length if resume else min(length, _FIRST_SLICE)
+            # The clock of the controller counts: it knows of the time between the slices.
+            slice_args = dict(args, max_wait=max_wait, resume=dict(resume, elapsed=elapsed))
+            try:
+                result = self._execute_module(module_name=self.module, module_args=slice_args, task_vars=task_vars)
+                if result.get("unreachable"):
+                    raise AnsibleConnectionFailure(str(result.get("msg") or "unreachable"))
+            except AnsibleAuthenticationFailure:
+                raise
+            except AnsibleConnectionFailure as exc:
+                losses += 1
+                if losses > _LOSSES or elapsed >= timeout:
+                    raise
+                progress.lost(str(exc), elapsed)
+                self._reconnect()
+                continue
+            losses = 0
+            changed = changed or bool(result.get("changed"))
+            _join(history, result.get("history") or [])
+            if result.get("waiting"):
+                resume = result["resume"]
+                progress.waiting(result, time.monotonic() - start)
+                continue
+            if history:
+                result["history"] = history
+            if changed:
+                result["changed"] = True
+            words = "" if result.get("failed") or result.get("skipped") else self.success(result)
+            if words:
+                progress.ended(words)
+            return result
+
+    def _show(self, line: str) -> None:
+        if not self._task.no_log and boolean(self._task.args.get("progress", True), strict=False):
+            Display().display(line)
+
+    def _reconnect(self) -> None:
+        """Forget the broken connection and what it knew of the host, which may have rebooted meanwhile."""
+        time.sleep(_SLICE)
+        self._connection._shell.tmpdir = None
+        try:
+            self._connection.reset()
+        except (AttributeError, AnsibleConnectionFailure):
+            # Not every connection can be reset, and the next slice tells whether the host is back.
+            return
+
+
+def _join(history: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
+    """Append the history of a slice, which begins by telling again where the one before ended."""
+    same = bool(history and more) and all(history[-1].get(key) == more[0].get(key) for key in ("phase", "detail"))
+    history += more[1:] if same else more
+
+
+def _number(value: Any, default: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return default
