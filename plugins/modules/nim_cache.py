@@ -278,10 +278,10 @@ class Stage:
             os._exit(0)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            report = pipe.read().decode()
+            refusal = pipe.read().decode()
         os.waitpid(child, 0)
-        if report:
-            number, text = report.split(" ", 1)
+        if refusal:
+            number, text = refusal.split(" ", 1)
             self.fail(
                 f"uid {uid} cannot write to cache {path}: {text}.",
                 "disk_full" if number in ("28", "122") else "cache_permission",
@@ -386,7 +386,7 @@ class Stage:
 
     def size(self) -> int:
         """Bytes in the cache."""
-        code, out, _err = self.run("du", "-sb", self.params["path"])
+        _code, out, _err = self.run("du", "-sb", self.params["path"])
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
 

@@ -30,7 +30,8 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import docker
 from docker.models.containers import Container

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ask, eventually, lab, machine, play, service, vendor_call, weight_requests  # noqa: E402
+from conftest import ask, eventually, lab, machine, play, service, vendor_call, weight_requests
 
 pytestmark = pytest.mark.usefixtures("journal")
 

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, lab, machine, play, play_command, play_environment, service  # noqa: E402
+from conftest import ROOT, ask, eventually, lab, machine, play, play_command, play_environment, service
 
 HOST = "gpu01"
 

@@ -14,7 +14,7 @@ import requests
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import MODEL, ask, eventually, play, url  # noqa: E402
+from conftest import MODEL, ask, eventually, play, url
 
 pytestmark = pytest.mark.usefixtures("journal")
 
