@@ -21,14 +21,15 @@ def transient_unit(
     """The systemd-run command that starts ARGV as a unit of its own, so that it outlives the play and its connection.
 
     The unit stays after it ended (RemainAfterExit), so that whoever comes back can read how. KEY_FILE becomes its
-    standard input and is removed when it ends. BEFORE is a command that clears the way and may fail.
+    standard input: systemd has opened it when systemd-run returns (Type=exec). BEFORE is a command that clears the way
+    and may fail.
     """
-    command = ["systemd-run", "--quiet", "--no-block", f"--unit={name}", f"--description={description}"]
+    command = ["systemd-run", "--quiet", f"--unit={name}", f"--description={description}"]
     properties = ["Type=exec", "RemainAfterExit=yes", "KillMode=mixed", "Environment=HOME=/root"]
     if before:
         properties.append(f"ExecStartPre=-{before}")
     if key_file:
-        properties += [f"StandardInput=file:{key_file}", f"ExecStopPost=-/bin/rm -f {key_file}"]
+        properties.append(f"StandardInput=file:{key_file}")
     return [*command, *(f"--property={item}" for item in properties), "--", *argv]
 
 

@@ -198,6 +198,11 @@ KEY_DIR = "/run/nim"
 POLL = 0.25
 
 
+def key_path(unit: str) -> str:
+    """Where the key waits until the unit has opened it."""
+    return os.path.join(KEY_DIR, f"{unit}.key")
+
+
 class Stage:
     """One service's way from nothing to staged weights; every step looks first and acts only if needed."""
 
@@ -330,12 +335,21 @@ class Stage:
             self.forget(unit)
             state = {}
         if state.get("ActiveState") not in ("active", "activating"):
-            key_file = self.write_key(unit, key) if key else None
-            code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file, before))
+            try:
+                key_file = self.write_key(unit, key) if key else None
+                code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file, before))
+            finally:
+                # The unit has the file open by now, or will never read it.
+                self.drop_key(unit)
             if code:
-                if key_file:
-                    os.unlink(key_file)
-                self.fail(f"systemd-run did not start {unit}: {(err or out).strip()}.", "unit_unreadable", command=f"systemctl status {unit}")
+                self.fail(
+                    f"systemd-run did not start {unit}: {(err or out).strip()}.",
+                    "unit_unreadable",
+                    command=f"systemctl status {unit}",
+                )
+        else:
+            # A play that was killed just after it started the unit may have left the file.
+            self.drop_key(unit)
         self.changed = True
         while True:
             state = self.unit_state(unit)
@@ -369,11 +383,16 @@ class Stage:
     def write_key(self, unit: str, key: str) -> str:
         """Writes the key where only root reads it, in memory."""
         os.makedirs(KEY_DIR, mode=0o700, exist_ok=True)
-        path = os.path.join(KEY_DIR, f"{unit}.key")
+        path = key_path(unit)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as out:
             out.write(key + "\n")
         return path
+
+    def drop_key(self, unit: str) -> None:
+        """Removes the file of the key, if there is one."""
+        if os.path.exists(key_path(unit)):
+            os.unlink(key_path(unit))
 
     # -- image and weights ---------------------------------------------------------------------------------------------
 

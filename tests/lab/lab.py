@@ -35,6 +35,7 @@ from typing import Any
 
 import docker
 from docker.models.containers import Container
+from docker.models.networks import Network
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -166,12 +167,22 @@ class Lab:
         except docker.errors.NotFound:
             return None
 
-    def start(self, name: str, image: str, hostname: str, ports: Iterable[str], aliases: Iterable[str], files: bytes) -> Container:
+    def start(
+        self,
+        name: str,
+        image: str,
+        hostname: str,
+        ports: Iterable[str],
+        aliases: Iterable[str],
+        files: bytes,
+        made_for: str = "",
+    ) -> Container:
         """Creates and starts a systemd host with FILES (a tar) laid over its root."""
-        if not self.docker.networks.list(names=[f"^{NETWORK}$"]):
-            self.docker.networks.create(NETWORK, driver="bridge", labels={"project": PREFIX})
+        network = self.network()
         unified = "" if self.docker.info().get("CgroupVersion") == "2" else "/unified"
-        endpoint = self.docker.api.create_endpoint_config(aliases=list(aliases))
+        # The hosts' containers ask the vendor for names, so its address must outlive a restart.
+        address = network.attrs["IPAM"]["Config"][0]["Subnet"].replace(".0/24", ".10") if name == VENDOR else None
+        endpoint = self.docker.api.create_endpoint_config(aliases=list(aliases), ipv4_address=address)
         ports = list(ports)
         mounts = [docker.types.Mount("/sys/fs/cgroup", f"/sys/fs/cgroup{unified}", type="bind")]
         if name == VENDOR:
@@ -188,7 +199,7 @@ class Lab:
             image,
             name=name,
             hostname=hostname,
-            labels={"project": PREFIX, "lab": self.name},
+            labels={"project": PREFIX, "lab": self.name, "made-for": made_for},
             environment={"LAB_CGROUP": name},
             networking_config={"EndpointsConfig": {NETWORK: endpoint}},
             ports=[(int(port.split("/")[0]), "tcp") for port in ports],
@@ -199,6 +210,23 @@ class Lab:
         container.put_archive("/", files)
         container.start()
         return container
+
+    def network(self) -> Network:
+        """The network of all labs, on a subnet that nothing here uses."""
+        for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
+            return network
+        for subnet in ("10.213.77.0/24", "172.31.77.0/24", "192.168.213.0/24"):
+            pool = docker.types.IPAMPool(subnet=subnet)
+            try:
+                return self.docker.networks.create(
+                    NETWORK,
+                    driver="bridge",
+                    labels={"project": PREFIX},
+                    ipam=docker.types.IPAMConfig(pool_configs=[pool]),
+                )
+            except docker.errors.APIError as error:
+                say(f"subnet {subnet} is taken ({error.explanation}); trying another")
+        sys.exit("lab: no free subnet for the lab's network; remove a Docker network that is not used (docker network ls)")
 
     def execute(self, container: Container, *argv: str) -> str:
         """Runs a command in a container; leaves with its output when it fails."""
@@ -241,10 +269,14 @@ class Lab:
     def host(self, name: str, vendor: Container) -> Container:
         """Starts one bare GPU host; an existing one is left as it is."""
         current = self.container(f"{PREFIX}-{self.name}-{name}")
-        if current is not None:
+        made_for = f"{vendor.image.id} {self.state}"
+        if current is not None and current.labels.get("made-for") == made_for:
             if current.status != "running":
                 current.start()
             return current
+        if current is not None:
+            # Made by another checkout, or trusting another vendor.
+            current.remove(force=True, v=True)
         address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
         self.state.mkdir(parents=True, exist_ok=True)
         client_key, host_key = self.state / "id_ed25519", self.state / f"host_{name}"
@@ -261,7 +293,13 @@ class Lab:
             add(tar, "usr/local/share/ca-certificates/lab.crt", self.execute(vendor, "cat", "/etc/lab/ca.crt"))
             add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
         container = self.start(
-            f"{PREFIX}-{self.name}-{name}", self.host_image(), name, ["22/tcp", "8000/tcp", "8001/tcp"], [name], buffer.getvalue()
+            f"{PREFIX}-{self.name}-{name}",
+            self.host_image(),
+            name,
+            ["22/tcp", "8000/tcp", "8001/tcp"],
+            [name],
+            buffer.getvalue(),
+            made_for,
         )
         self.wait(container, "systemctl", "is-active", "--quiet", "ssh")
         self.execute(container, "chown", "-R", "ops:ops", "/home/ops/.ssh")

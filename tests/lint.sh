@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Style, types, documentation. Every check runs, whatever the others say; the last line names those that failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONPATH="$PWD/.venv/collections"
+export PYTHONDONTWRITEBYTECODE=1 NO_COLOR=1 LC_ALL=C.UTF-8
+# Where Ansible imports the collection from; mypy must know the plugins by the same names.
+plugins=.venv/collections/ansible_collections/baremetal/nim/plugins
+failed=()
+
+check() { # check NAME COMMAND...
+  local name=$1 started=$SECONDS output
+  shift
+  if output=$("$@" 2>&1); then
+    printf 'ok      %-22s %3s s\n' "$name" "$((SECONDS - started))"
+  else
+    printf 'FAILED  %-22s %3s s: %s\n%s\n' "$name" "$((SECONDS - started))" "$*" "$output"
+    failed+=("$name")
+  fi
+}
+
+shell_scripts() { git ls-files -co --exclude-standard -z | xargs -0 grep -lE '^#!.*\b(ba)?sh$'; }
+
+# A list of everything that may be skipped must not exist, and no line may ask for an exception.
+no_exceptions() {
+  [ ! -e .ansible-lint-ignore ] && [ ! -e .config/ansible-lint-ignore.txt ] && [ ! -e tests/sanity ] \
+    && ! grep -rnE '#\s*noqa' --include='*.yml' --include='*.yaml' playbooks roles inventories molecule .config
+}
+
+mapfile -t scripts < <(shell_scripts)
+check 'ruff check' ruff check .
+check 'ruff format' ruff format --check .
+check mypy env MYPYPATH="$PWD/.venv/collections:$PWD/tests/lab" \
+  mypy "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py
+check yamllint yamllint --strict .
+check shellcheck shellcheck --external-sources --severity=warning "${scripts[@]}"
+check 'no exceptions' no_exceptions
+check ansible-lint ansible-lint --offline --nocolor -q
+check 'generated docs' python tests/generate_docs.py --check
+check 'plugin docs' antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all .
+check changelog antsibull-changelog lint
+
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'lint: failed: %s\n' "$(IFS=,; echo "${failed[*]}")"
+  exit 1
+fi
+echo 'lint: all checks passed'
