@@ -27,7 +27,9 @@ NAME = "molecule"
 MODEL = "meta/llama-3.1-8b-instruct"
 
 
-def play(playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = "") -> subprocess.CompletedProcess[str]:
+def play(
+    playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Runs a playbook of the collection on the lab; the caller looks at the exit status."""
     return subprocess.run(play_command(playbook, *args, extra=extra, limit=limit), cwd=ROOT, env=play_environment(), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
@@ -35,7 +37,12 @@ def play(playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: 
 
 def play_command(playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = "") -> list[str]:
     """The command line of play()."""
-    command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(ROOT / "inventories/lab"), f"baremetal.nim.{playbook}"]
+    command = [
+        str(ROOT / ".venv/bin/ansible-playbook"),
+        "-i",
+        str(ROOT / "inventories/lab"),
+        f"baremetal.nim.{playbook}",
+    ]
     command += ["-e", json.dumps({"lab_name": NAME, **(extra or {})})]
     return [*command, *(["--limit", limit] if limit else []), *args]
 

@@ -11,7 +11,7 @@ short_description: Show the NIM services of a fleet as a table
 version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
-  - Turns the variables of hosts after M(baremetal.nim.gpu_host_info) (registered as C(nim_host)) into text.
+  - Turns the variables of hosts after M(baremetal.nim.gpu_host_info) (registered as C(preflight_host)) into text.
 options:
   _input:
     description: Variables of hosts, as C(ansible_play_hosts_all | map('extract', hostvars\)) gives them.

@@ -37,7 +37,7 @@ EXAMPLES = r"""
     that: problems | length == 0
     fail_msg: "{{ problems | join('\n') }}"
   vars:
-    problems: "{{ nim_host | baremetal.nim.preflight_problems(wanted, services) }}"
+    problems: "{{ preflight_host | baremetal.nim.preflight_problems(wanted, services) }}"
 """
 
 RETURN = r"""

@@ -50,7 +50,7 @@ options:
 EXAMPLES = r"""
 - name: Resolve
   ansible.builtin.set_fact:
-    resolved: "{{ nim_services | baremetal.nim.resolve_services(nim_host) }}"
+    resolved: "{{ nim_services | baremetal.nim.resolve_services(preflight_host) }}"
 """
 
 RETURN = r"""
@@ -82,7 +82,9 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
     try:
         return _resolve.resolve_services(services, host, {**defaults, **options})
     except _resolve.ResolveError as error:
-        raise AnsibleFilterError(f"{host.get('hostname', 'host')}: nim_services cannot be deployed:\n{error}") from error
+        raise AnsibleFilterError(
+            f"{host.get('hostname', 'host')}: nim_services cannot be deployed:\n{error}"
+        ) from error
 
 
 class FilterModule:

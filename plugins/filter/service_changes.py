@@ -29,7 +29,7 @@ options:
 EXAMPLES = r"""
 - name: Say what would be restarted
   ansible.builtin.debug:
-    msg: "{{ (nim_services | baremetal.nim.resolve_services(nim_host) | baremetal.nim.service_changes(nim_host)).deploy }}"
+    msg: "{{ (nim_services | baremetal.nim.resolve_services(preflight_host) | baremetal.nim.service_changes(preflight_host)).deploy }}"
 """
 
 RETURN = r"""

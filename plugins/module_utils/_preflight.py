@@ -24,11 +24,15 @@ def _platform(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
             " add it to preflight_supported_systems to try it."
         )
     if host["os"]["architecture"] not in wanted["architectures"]:
-        problems.append(f"architecture is {host['os']['architecture']}, wanted {' or '.join(wanted['architectures'])}; use another host.")
+        problems.append(
+            f"architecture is {host['os']['architecture']}, wanted {' or '.join(wanted['architectures'])}; use another host."
+        )
     if not host["systemd"]["running"]:
         problems.append("systemd does not run this host (no /run/systemd/system); NIM services are systemd units.")
     elif (host["systemd"]["version"] or 0) < int(wanted["min_systemd"]):
-        problems.append(f"systemd is {host['systemd']['version']}, wanted {wanted['min_systemd']} or newer; upgrade the system.")
+        problems.append(
+            f"systemd is {host['systemd']['version']}, wanted {wanted['min_systemd']} or newer; upgrade the system."
+        )
     if _version(host["python"]["version"]) < _version(str(wanted["min_python"])):
         problems.append(
             f"Python is {host['python']['version']}, wanted {wanted['min_python']} or newer;"
@@ -71,7 +75,9 @@ def _resources(host: Mapping[str, Any], wanted: Mapping[str, Any], installs: int
 
 def _gpus(host: Mapping[str, Any]) -> list[str]:
     if host["driver"]["error"]:
-        return [f"nvidia-smi does not work: {' '.join(host['driver']['error'].split())} Install or load the NVIDIA driver, then try again."]
+        return [
+            f"nvidia-smi does not work: {' '.join(host['driver']['error'].split())} Install or load the NVIDIA driver, then try again."
+        ]
     if not host["gpus"]:
         return ["nvidia-smi reports no GPU; check lspci -d 10de: and dmesg."]
     return []

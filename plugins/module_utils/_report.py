@@ -18,14 +18,15 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for host in hosts:
         name = host["inventory_hostname"]
         results = {
-            result["__nim_service_probe"]: result for result in (host.get("nim_verification") or {}).get("results") or []
+            result["__nim_service_probe"]: result
+            for result in (host.get("nim_service_verification") or {}).get("results") or []
         }
-        items = host.get("nim_endpoints")
+        items = host.get("nim_service_endpoints")
         if items is None:
             report.append({"host": name, "service": None, "verified": False, "failure": "not reached"})
         for item in items or []:
             result = results.get(item["name"]) or {"failed": True, "msg": "not asked"}
-            known = ((host.get("nim_host") or {}).get("services") or {}).get(item["name"]) or {}
+            known = ((host.get("preflight_host") or {}).get("services") or {}).get(item["name"]) or {}
             record = known.get("record") or {}
             failed = bool(result.get("failed"))
             report.append(
@@ -70,7 +71,7 @@ def status(hosts: Iterable[Mapping[str, Any]]) -> str:
     """A table of every service on every host, from the variables of hosts after gpu_host_info."""
     rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "ENDPOINT"]]
     for host in hosts:
-        name, state = host["inventory_hostname"], host.get("nim_host")
+        name, state = host["inventory_hostname"], host.get("preflight_host")
         if not state:
             rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-"])
             continue
@@ -85,7 +86,16 @@ def status(hosts: Iterable[Mapping[str, Any]]) -> str:
             uptime = duration(unit["uptime"]) if unit.get("uptime") is not None and unit["active"] == "active" else "-"
             gpus = ",".join(record.get("gpus") or []) or "-"
             rows.append(
-                [name, service, record.get("model") or "-", gpus, words, uptime, str(unit["restarts"]), record.get("url") or "-"]
+                [
+                    name,
+                    service,
+                    record.get("model") or "-",
+                    gpus,
+                    words,
+                    uptime,
+                    str(unit["restarts"]),
+                    record.get("url") or "-",
+                ]
             )
         if not shown:
             rows.append([name, "-", "-", "-", "no services", "-", "-", "-"])

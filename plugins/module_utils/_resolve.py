@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -48,6 +49,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
 class ResolveError(ValueError):
@@ -101,7 +103,7 @@ class Service:
         value = as_int(self.spec.get(key, default))
         if value is None or not low <= value <= high:
             self.problem(f"{key} is {self.spec.get(key, default)!r}, wanted an integer from {low} to {high}.")
-            return low
+            return 0
         return value
 
     def choice(self, key: str, default: str, known: Iterable[str]) -> str:
@@ -121,9 +123,11 @@ class Service:
                 " the tag goes into 'tag', a digest into 'digest'."
             )
         if not tag and not digest:
-            self.problem("has neither tag nor digest; a service is pinned by tag: \"1.8.6\" or digest: sha256:….")
+            self.problem('has neither tag nor digest; a service is pinned by tag: "1.8.6" or digest: sha256:….')
         if tag and (not _TAG.fullmatch(tag) or tag == "latest"):
-            self.problem(f"tag is {tag!r}, wanted a version such as \"1.8.6\" ('latest' moves under a running service).")
+            self.problem(
+                f"tag is {tag!r}, wanted a version such as \"1.8.6\" ('latest' moves under a running service)."
+            )
         if digest and not _DIGEST.fullmatch(digest):
             self.problem(f"digest is {digest!r}, wanted sha256: and 64 hexadecimal digits.")
         return {
@@ -168,7 +172,7 @@ class Service:
             else:
                 have = ", ".join(f"{gpu['index']} ({gpu['uuid']})" for gpu in present)
                 self.problem(f"gpus names {item!r}; this host has {have}.")
-        if len(set(names)) != len(names):
+        if len({_gpu_key(name, present) for name in names}) != len(names):
             self.problem(f"gpus names one GPU twice: {', '.join(names)}.")
         return names
 
@@ -185,7 +189,9 @@ class Service:
             # YAML true is "true" to a container, as in a compose file.
             text = str(value).lower() if isinstance(value, bool) else str(value)
             if key in SECRET_VARIABLES:
-                self.problem(f"env has {key}; a key there is shown by docker inspect. Set ngc_api_key instead: it is used to stage.")
+                self.problem(
+                    f"env has {key}; a key there is shown by docker inspect. Set ngc_api_key instead: it is used to stage."
+                )
             elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
                 self.problem(f"env has {key!r}, which is no name of a variable.")
             elif "\n" in text:
@@ -194,12 +200,32 @@ class Service:
                 env[str(key)] = text
         return env
 
+    def bind_address(self) -> str:
+        """Address that the endpoint listens on."""
+        address = str(self.spec.get("bind_address") or self.defaults["bind_address"])
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            self.problem(f"bind_address is {address!r}, wanted an IP address such as 127.0.0.1, 0.0.0.0 or ::1.")
+        return address
+
+    def shm_size(self, contract: Mapping[str, Any]) -> str:
+        """Size of the shared memory of the container, as docker run takes it."""
+        size = str(self.spec.get("shm_size") or contract["shm_size"])
+        if not _SIZE.fullmatch(size):
+            self.problem(f"shm_size is {size!r}, wanted a size such as 16g.")
+        return size
+
     def ulimits(self, contract: Mapping[str, Any]) -> list[str]:
         """Resource limits of the container, as docker run takes them."""
         given = self.spec.get("ulimits")
         if given is None:
             return list(contract["ulimits"])
-        wrong = [item for item in given if not re.fullmatch(r"[a-z]+=-?\d+(:-?\d+)?", str(item))] if isinstance(given, (list, tuple)) else [given]
+        wrong = (
+            [item for item in given if not re.fullmatch(r"[a-z]+=-?\d+(:-?\d+)?", str(item))]
+            if isinstance(given, (list, tuple))
+            else [given]
+        )
         if wrong:
             self.problem(f"ulimits has {wrong[0]!r}, wanted a list of items such as nofile=65536 or memlock=-1:-1.")
             return []
@@ -239,7 +265,7 @@ class Service:
         image = self.image()
         contract_name = self.contract(image["tag"])
         contract = CONTRACTS.get(contract_name, CONTRACTS["classic"])
-        bind = str(self.spec.get("bind_address") or self.defaults["bind_address"])
+        bind = self.bind_address()
         port = self.number("port", 8000, 1, 65535)
         # An endpoint bound everywhere is asked on loopback.
         probe = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bind, f"[{bind}]" if ":" in bind else bind)
@@ -266,7 +292,7 @@ class Service:
             "uid": self.number("uid", contract["uid"], 0, 2**31),
             "gid": self.number("gid", contract["gid"], 0, 2**31),
             "env": env,
-            "shm_size": str(self.spec.get("shm_size") or contract["shm_size"]),
+            "shm_size": self.shm_size(contract),
             "ulimits": self.ulimits(contract),
             "start_timeout": self.number("start_timeout", contract["start_timeout"], 1, 86400),
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
@@ -275,18 +301,32 @@ class Service:
         }
         # What the weights in the cache depend on; a change stages again.
         service["stage_key"] = digest_of({key: service[key] for key in ("image", "prefetch", "cache_mount")})
-        runtime = ("image", "devices", "publish", "cache", "cache_mount", "env", "shm_size", "ulimits", "stop_timeout", "env_path")
+        runtime = (
+            "image",
+            "devices",
+            "publish",
+            "cache",
+            "cache_mount",
+            "env",
+            "shm_size",
+            "ulimits",
+            "stop_timeout",
+            "env_path",
+        )
         service["config_hash"] = digest_of({"format": UNIT_FORMAT, **{key: service[key] for key in runtime}})
         return service
 
 
-def _gpu_keys(service: Mapping[str, Any], host: Mapping[str, Any]) -> list[str]:
+def _gpu_key(name: str, present: Iterable[Mapping[str, Any]]) -> str:
     # One name per physical GPU, so that an index and a uuid of the same card are seen to collide.
+    return next((str(gpu["uuid"]) for gpu in present if name == str(gpu["index"])), name)
+
+
+def _gpu_keys(service: Mapping[str, Any], host: Mapping[str, Any]) -> list[str]:
     present = host.get("gpus") or []
     if service["gpus"] == ["all"]:
         return [gpu["uuid"] for gpu in present] or ["all"]
-    uuids = {str(gpu["index"]): gpu["uuid"] for gpu in present}
-    return [uuids.get(gpu, gpu) for gpu in service["gpus"]]
+    return [_gpu_key(gpu, present) for gpu in service["gpus"]]
 
 
 def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[str]:
@@ -303,9 +343,12 @@ def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[s
         seen[name] = name
         if service["state"] == "absent":
             continue
-        other = ports.setdefault(service["port"], name)
+        # A port that is none (0) was reported already.
+        other = ports.setdefault(service["port"], name) if service["port"] else name
         if other != name:
-            problems.append(f"service {name}: port {service['port']} is also the port of service {other}; give one of them another.")
+            problems.append(
+                f"service {name}: port {service['port']} is also the port of service {other}; give one of them another."
+            )
         for gpu in _gpu_keys(service, host):
             holder = gpus.setdefault(gpu, service)
             if holder is not service and not (service["gpu_shared"] and holder["gpu_shared"]):
@@ -357,7 +400,9 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             continue
         reasons = []
         if (cache.get("staged") or {}).get("key") != service["stage_key"]:
-            reasons.append("weights not staged" if not cache.get("staged") else "staged weights are of another image or profile")
+            reasons.append(
+                "weights not staged" if not cache.get("staged") else "staged weights are of another image or profile"
+            )
         if cache and (cache["uid"], cache["gid"]) != (service["uid"], service["gid"]):
             reasons.append(f"cache belongs to {cache['uid']}:{cache['gid']}, wanted {service['uid']}:{service['gid']}")
         images = host.get("images") or {}

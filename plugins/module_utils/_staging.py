@@ -72,7 +72,9 @@ def image_reference(image: Mapping[str, Any], repository: str) -> str:
 
 def pull_progress(lines: Sequence[str]) -> str:
     """What ``docker pull`` has done so far, in words."""
-    layers = {match.group(1) for match in (re.match(r"([0-9a-f]{12}): Pulling fs layer", line) for line in lines) if match}
+    layers = {
+        match.group(1) for match in (re.match(r"([0-9a-f]{12}): Pulling fs layer", line) for line in lines) if match
+    }
     done = {match.group(1) for match in (re.match(r"([0-9a-f]{12}): Pull complete", line) for line in lines) if match}
     if not layers:
         return "asking the registry"

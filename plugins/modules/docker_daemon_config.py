@@ -76,7 +76,9 @@ def main() -> None:
     try:
         current = _daemon.parse(before)
     except ValueError as error:
-        module.fail_json(msg=f"{path} is no valid configuration: {error}. Correct it by hand, or move it away; nothing was changed.")
+        module.fail_json(
+            msg=f"{path} is no valid configuration: {error}. Correct it by hand, or move it away; nothing was changed."
+        )
     config = _daemon.merge(current, module.params["options"])
     result = {"changed": config != current, "config": config}
     if result["changed"]:
@@ -92,7 +94,9 @@ def main() -> None:
             if dockerd:
                 code, out_text, err = module.run_command([dockerd, "--validate", "--config-file", scratch])
                 if code:
-                    module.fail_json(msg=f"dockerd refuses the merged configuration: {(err or out_text).strip()}; {path} was not changed.")
+                    module.fail_json(
+                        msg=f"dockerd refuses the merged configuration: {(err or out_text).strip()}; {path} was not changed."
+                    )
             os.chmod(scratch, 0o644)
             module.atomic_move(scratch, path)
     module.exit_json(**result)

@@ -70,12 +70,12 @@ seealso:
 EXAMPLES = r"""
 - name: Read the host
   baremetal.nim.gpu_host_info:
-  register: nim_host
+  register: preflight_host
 
 - name: Stop where no GPU answers
   ansible.builtin.assert:
-    that: nim_host.gpus | length > 0
-    fail_msg: "No NVIDIA GPU answers: {{ nim_host.driver.error }}"
+    that: preflight_host.gpus | length > 0
+    fail_msg: "No NVIDIA GPU answers: {{ preflight_host.driver.error }}"
 """
 
 RETURN = r"""
@@ -185,8 +185,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _host
 
 UNIT_PROPERTIES = (
-    "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,"
-    "ActiveEnterTimestampMonotonic"
+    "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,ActiveEnterTimestampMonotonic"
 )
 
 
@@ -323,7 +322,9 @@ class HostReader:
         engine["logins"] = _host.parse_docker_logins(self.read("/root/.docker/config.json"))
         ids = self.run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
         containers = _host.parse_containers(self.run("docker", "inspect", *ids)[1]) if ids else {}
-        rows = self.run("docker", "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}")[1]
+        rows = self.run(
+            "docker", "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
+        )[1]
         images = dict(row.split(" ", 1) for row in rows.splitlines() if "<none>" not in row)
         return engine, containers, images
 
@@ -368,7 +369,13 @@ class HostReader:
             staged = json.loads(self.read(os.path.join(path, _host.STAGED_MARKER)))
         except ValueError:
             staged = None
-        return {"path": path, "uid": stat.st_uid, "gid": stat.st_gid, "mode": f"{stat.st_mode & 0o7777:04o}", "staged": staged}
+        return {
+            "path": path,
+            "uid": stat.st_uid,
+            "gid": stat.st_gid,
+            "mode": f"{stat.st_mode & 0o7777:04o}",
+            "staged": staged,
+        }
 
     def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:
         """All that the host knows of each NIM service, by name."""

@@ -219,7 +219,9 @@ class Stage:
 
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Runs a command with a plain locale."""
-        result: tuple[int, str, str] = self.module.run_command(list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
+        result: tuple[int, str, str] = self.module.run_command(
+            list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"}
+        )
         return result
 
     def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
@@ -462,7 +464,11 @@ class Stage:
                 return self.result(waiting=True)
             image = self.inspect()
             if image is None:
-                self.fail(f"{self.params['image']} is not there after its pull.", "image_missing", command=f"docker pull {self.params['image']}")
+                self.fail(
+                    f"{self.params['image']} is not there after its pull.",
+                    "image_missing",
+                    command=f"docker pull {self.params['image']}",
+                )
         self.phase = "weights"
         if not self.staged():
             unit = f"nim-stage-{name}.service"

@@ -96,7 +96,9 @@ def main() -> None:
         module.exit_json(changed=True, fingerprints=wanted)
     response, info = fetch_url(module, url, timeout=module.params["timeout"])
     if info["status"] != 200:
-        module.fail_json(msg=f"{url}: {info['msg']} (status {info['status']}), wanted the signing key; set the URL to one this host reaches.")
+        module.fail_json(
+            msg=f"{url}: {info['msg']} (status {info['status']}), wanted the signing key; set the URL to one this host reaches."
+        )
     data = response.read()
     try:
         got = sorted(fingerprints(data))

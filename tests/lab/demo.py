@@ -29,13 +29,20 @@ def main() -> int:
     command += ["-e", f"lab_engine={args.engine}", "-e", json.dumps({"nim_report": str(REPORT)})]
     print("\n$ " + shlex.join(command[:4]), flush=True)
     REPORT.unlink(missing_ok=True)
-    code = subprocess.run([str(pathlib.Path(sys.executable).parent / command[0]), *command[1:]], cwd=lab.ROOT).returncode
+    code = subprocess.run(
+        [str(pathlib.Path(sys.executable).parent / command[0]), *command[1:]], cwd=lab.ROOT
+    ).returncode
     if not REPORT.exists():
-        print("demo: the playbook failed before its endpoints could be verified; its last message says why", file=sys.stderr)
+        print(
+            "demo: the playbook failed before its endpoints could be verified; its last message says why",
+            file=sys.stderr,
+        )
         return code or 1
     report = json.loads(REPORT.read_text(encoding="utf-8"))
     show(report, json.loads((lab.STATE / "demo/ports.json").read_text()))
-    print(f"\nReport: {REPORT.relative_to(lab.ROOT)}   took {time.monotonic() - started:.0f} s   again: make demo   remove all: make clean")
+    print(
+        f"\nReport: {REPORT.relative_to(lab.ROOT)}   took {time.monotonic() - started:.0f} s   again: make demo   remove all: make clean"
+    )
     return code or int(not all(item["verified"] for item in report))
 
 
@@ -50,7 +57,11 @@ def show(report: list[dict[str, object]], ports: dict[str, dict[str, int]]) -> N
         verified = "yes" if item["verified"] else "NO"
         print(line.format(str(item["host"]), str(item["service"]), str(item.get("model")), ready, ttft, verified, here))
     for item in report:
-        print(f"\n{item['host']} / {item['service']} answers:" if item["verified"] else f"\n{item['host']}: {item.get('failure')}")
+        print(
+            f"\n{item['host']} / {item['service']} answers:"
+            if item["verified"]
+            else f"\n{item['host']}: {item.get('failure')}"
+        )
         if item["verified"]:
             print("  " + str(item["content"]).replace("\n", "\n  "))
     good = next((item for item in report if item["verified"]), None)
@@ -58,7 +69,9 @@ def show(report: list[dict[str, object]], ports: dict[str, dict[str, int]]) -> N
         prompt = "请用中文写一个关于日本樱花的五行短诗。"
         body = {"model": good["model"], "messages": [{"role": "user", "content": prompt}], "max_tokens": 128}
         url = f"http://127.0.0.1:{ports[str(good['host'])]['8000']}/v1/chat/completions"
-        print(f"\nAsk it yourself:\ncurl -s {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body, ensure_ascii=False))}")
+        print(
+            f"\nAsk it yourself:\ncurl -s {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+        )
 
 
 if __name__ == "__main__":

@@ -107,7 +107,12 @@ class Lab:
             say(f"building {tag}")
             try:
                 self.docker.images.build(
-                    fileobj=io.BytesIO(context), custom_context=True, tag=tag, buildargs=buildargs, rm=True, forcerm=True
+                    fileobj=io.BytesIO(context),
+                    custom_context=True,
+                    tag=tag,
+                    buildargs=buildargs,
+                    rm=True,
+                    forcerm=True,
                 )
             except docker.errors.BuildError as error:
                 lines = "".join(entry.get("stream", "") for entry in error.build_log)
@@ -226,7 +231,9 @@ class Lab:
                 )
             except docker.errors.APIError as error:
                 say(f"subnet {subnet} is taken ({error.explanation}); trying another")
-        sys.exit("lab: no free subnet for the lab's network; remove a Docker network that is not used (docker network ls)")
+        sys.exit(
+            "lab: no free subnet for the lab's network; remove a Docker network that is not used (docker network ls)"
+        )
 
     def execute(self, container: Container, *argv: str) -> str:
         """Runs a command in a container; leaves with its output when it fails."""
@@ -241,7 +248,9 @@ class Lab:
         deadline = time.monotonic() + seconds
         while container.exec_run(list(argv)).exit_code:
             if time.monotonic() > deadline:
-                journal = container.exec_run(["journalctl", "-b", "-n", "30", "--no-pager"]).output.decode(errors="replace")
+                journal = container.exec_run(["journalctl", "-b", "-n", "30", "--no-pager"]).output.decode(
+                    errors="replace"
+                )
                 sys.exit(f"lab: {container.name}: {' '.join(argv)} not true after {seconds} s\n{journal}")
             time.sleep(0.25)
 
@@ -282,7 +291,9 @@ class Lab:
         client_key, host_key = self.state / "id_ed25519", self.state / f"host_{name}"
         for key in (client_key, host_key):
             if not key.exists():
-                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key.name, "-f", str(key)], check=True)
+                subprocess.run(
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key.name, "-f", str(key)], check=True
+                )
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             add(tar, "etc/ssh/ssh_host_ed25519_key", host_key.read_bytes(), 0o600)
@@ -419,7 +430,9 @@ def pushed_config(port: int, repository: str, tag: str, auth: dict[str, str]) ->
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="lab.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="lab.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up")
     up.add_argument("--name", default="demo")

@@ -77,7 +77,9 @@ def test_slow_shutdown_is_bounded_and_told(host):
     started = time.monotonic()
     code, output, _seconds = deploy()
     assert code == 0, output
-    assert "slow_shutdown: gpu01: container nim-llama did not end within 4 s of SIGTERM and was killed" in output, output
+    assert "slow_shutdown: gpu01: container nim-llama did not end within 4 s of SIGTERM and was killed" in output, (
+        output
+    )
     assert time.monotonic() - started < 60
     assert ask(HOST)
 
@@ -147,10 +149,20 @@ def test_unusable_cache(host, options, wanted):
 
 def test_all_conflicts_are_told_at_once(host):
     before = snapshot(host)
-    wrong = [service(HOST, gpus=[7], env={"NGC_API_KEY": "nvapi-x"}), service(HOST, name="Llama_2", tag="latest", prot=1)]
+    wrong = [
+        service(HOST, gpus=[7], env={"NGC_API_KEY": "nvapi-x"}),
+        service(HOST, name="Llama_2", tag="latest", prot=1),
+    ]
     run = play("site", limit=HOST, extra={"nim_services": wrong})
     assert run.returncode != 0
-    for text in ("gpus names 7", "env has NGC_API_KEY", "'Llama_2'", "'latest'", "Did you mean 'port'", "port 8000 is also"):
+    for text in (
+        "gpus names 7",
+        "env has NGC_API_KEY",
+        "'Llama_2'",
+        "'latest'",
+        "Did you mean 'port'",
+        "port 8000 is also",
+    ):
         assert text in run.stdout, run.stdout
     assert snapshot(host) == before
 
@@ -171,7 +183,9 @@ def test_stale_cdi_specification_is_refreshed(host):
 
 
 def test_edited_unit_is_put_right(host):
-    host.check_output("sed -i s/shm-size.16g/shm-size=1g/ /etc/systemd/system/nim-llama.service && systemctl daemon-reload")
+    host.check_output(
+        "sed -i s/shm-size.16g/shm-size=1g/ /etc/systemd/system/nim-llama.service && systemctl daemon-reload"
+    )
     code, output, _seconds = deploy(gpus=[0])
     assert code == 0 and "files were edited or lost" in output, output
     assert "--shm-size 16g" in host.file("/etc/systemd/system/nim-llama.service").content_string

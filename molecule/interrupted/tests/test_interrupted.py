@@ -68,7 +68,9 @@ def converges(**changes) -> str:
     ("at", "delay"),
     [
         pytest.param("install | Install Docker", 3, id="while packages install"),
-        pytest.param("configure | Merge options into daemon.json", 1.2, id="before Docker restarts with its new configuration"),
+        pytest.param(
+            "configure | Merge options into daemon.json", 1.2, id="before Docker restarts with its new configuration"
+        ),
         pytest.param("install | Install the toolkit", 1, id="while the toolkit installs"),
     ],
 )
@@ -90,7 +92,9 @@ def test_killed_while_weights_download_the_next_run_attaches(host):
         started = host.check_output("systemctl show -p InvocationID --value nim-stage-llama")
         run = play("site", limit=HOST, extra={"nim_services": [service(HOST)]})
         assert run.returncode == 0, run.stdout
-        assert started in host.check_output("journalctl -u nim-stage-llama -o json --no-pager | tail -n 3"), "it was one download"
+        assert started in host.check_output("journalctl -u nim-stage-llama -o json --no-pager | tail -n 3"), (
+            "it was one download"
+        )
         assert ask(HOST)
     finally:
         vendor().exec_run(["sh", "-c", f"{fast}; {reload}"])
@@ -109,11 +113,15 @@ def test_converged_after_all_that():
     ],
 )
 def test_killed_while_a_change_is_deployed(host, at, delay):
-    changes = {"env": {"NIM_LOG_LEVEL": "INFO", "NIM_LAB_LOAD_SECONDS": "4", "LAB_TEST": at.replace(" ", "-").replace("|", "")}}
+    changes = {
+        "env": {"NIM_LOG_LEVEL": "INFO", "NIM_LAB_LOAD_SECONDS": "4", "LAB_TEST": at.replace(" ", "-").replace("|", "")}
+    }
     play_and_kill(at, delay, **changes)
     vendor_call("DELETE")
     converges(**changes)
-    assert f"LAB_TEST={changes['env']['LAB_TEST']}" in host.check_output("docker exec nim-llama env"), "the new configuration runs"
+    assert f"LAB_TEST={changes['env']['LAB_TEST']}" in host.check_output("docker exec nim-llama env"), (
+        "the new configuration runs"
+    )
     assert weight_requests() == 0
 
 

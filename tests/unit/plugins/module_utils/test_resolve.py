@@ -1,0 +1,797 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From nim_services to resolved services and the changes they need. The host's GPUs are two recorded H200."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+
+import pytest
+from ansible_collections.baremetal.nim.plugins.module_utils import _resolve
+from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS, SECRET_VARIABLES
+from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
+from ansible_collections.baremetal.nim.plugins.module_utils._resolve import (
+    ResolveError,
+    resolve_services,
+    service_changes,
+)
+
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
+IMAGE = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
+DIGEST = "sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1"
+LLAMA = {"name": "llama", "image": IMAGE, "tag": "1.8.6", "gpus": [0]}
+DEFAULTS = {
+    "cache_root": "/var/lib/nim/cache",
+    "config_dir": "/etc/nim",
+    "state_dir": "/var/lib/nim/services",
+    "bind_address": "127.0.0.1",
+    "cache_size_gb": 0,
+}
+HOST = {"gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"], "services": {}, "images": {}}
+GPU0, GPU1 = (gpu["uuid"] for gpu in HOST["gpus"])
+UNSET = object()
+
+
+def spec(**changes):
+    """The entry of a good service, changed; UNSET takes an option away."""
+    return {key: value for key, value in {**LLAMA, **changes}.items() if value is not UNSET}
+
+
+def resolve(*specs, host=HOST, **defaults):
+    """The resolved services."""
+    return resolve_services(list(specs), host, {**DEFAULTS, **defaults})
+
+
+def problems(*specs, host=HOST):
+    """What is wrong with the services."""
+    with pytest.raises(ResolveError) as caught:
+        resolve(*specs, host=host)
+    return caught.value.problems
+
+
+def test_classic_service():
+    assert resolve(LLAMA) == [
+        {
+            "name": "llama",
+            "state": "present",
+            "unit": "nim-llama.service",
+            "container": "nim-llama",
+            "cache": "/var/lib/nim/cache/llama",
+            "unit_path": "/etc/systemd/system/nim-llama.service",
+            "env_path": "/etc/nim/llama.env",
+            "record_path": "/var/lib/nim/services/llama.json",
+            "registry": "nvcr.io",
+            "repository": IMAGE,
+            "tag": "1.8.6",
+            "digest": "",
+            "image": f"{IMAGE}:1.8.6",
+            "contract": "classic",
+            "model": "",
+            "gpus": ["0"],
+            "gpu_shared": False,
+            "devices": ["nvidia.com/gpu=0"],
+            "bind_address": "127.0.0.1",
+            "port": 8000,
+            "publish": "127.0.0.1:8000:8000",
+            "url": "http://127.0.0.1:8000",
+            "ready_path": "/v1/health/ready",
+            "cache_mount": "/opt/nim/.cache",
+            "cache_bytes": 0,
+            "uid": 1000,
+            "gid": 1000,
+            "env": {"NIM_TELEMETRY_MODE": "0"},
+            "shm_size": "16g",
+            "ulimits": ["memlock=-1", "stack=67108864", "nofile=65536"],
+            "start_timeout": 1800,
+            "stop_timeout": 60,
+            "prefetch": ["download-to-cache"],
+            "verify": {},
+            # These two say what restarts a service and what downloads its weights again: a change of the code that
+            # changes them does so on every host, once.
+            "stage_key": "bc88aa9a6ca0fd75cb0b6ff0cd90ea3f8d43f2f5fe41dbc96069ddbf0d87f7b4",
+            "config_hash": "f3d43e45ba14c18a9ed8d2f1cb0b3a5bc4e0b5e5e9a7a4f7e1c2d3b4a5968778",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({"gpus": UNSET}, {"gpus": ["all"], "devices": ["nvidia.com/gpu=all"]}, id="all-gpus-by-default"),
+        pytest.param({"gpus": "all"}, {"devices": ["nvidia.com/gpu=all"]}, id="all-gpus"),
+        pytest.param({"gpus": 1}, {"devices": ["nvidia.com/gpu=1"]}, id="one-gpu-without-a-list"),
+        pytest.param(
+            {"gpus": ["0", " 1 "]}, {"devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]}, id="gpus-from-survey"
+        ),
+        pytest.param({"gpus": [GPU1]}, {"gpus": [GPU1], "devices": [f"nvidia.com/gpu={GPU1}"]}, id="gpu-by-uuid"),
+        pytest.param(
+            {"gpus": (0, GPU1)}, {"devices": ["nvidia.com/gpu=0", f"nvidia.com/gpu={GPU1}"]}, id="index-and-uuid"
+        ),
+        pytest.param(
+            {"tag": "2.0.10", "profile": "vllm-bf16-tp1-pp1"},
+            {
+                "contract": "llm",
+                "prefetch": ["download-to-cache", "--profile", "vllm-bf16-tp1-pp1"],
+                "env": {"NIM_TELEMETRY_MODE": "0", "NIM_MODEL_PROFILE": "vllm-bf16-tp1-pp1"},
+            },
+            id="llm-with-profile",
+        ),
+        pytest.param(
+            {"profile": "8b57"},
+            {"contract": "classic", "prefetch": ["download-to-cache", "-p", "8b57"]},
+            id="classic-with-profile",
+        ),
+        pytest.param({"tag": "3.1.0"}, {"contract": "llm"}, id="llm-3"),
+        pytest.param({"tag": "v1.15"}, {"contract": "classic"}, id="tag-with-v"),
+        pytest.param({"tag": "1"}, {"contract": "classic"}, id="major-only"),
+        pytest.param({"tag": "1.8.6-rtx"}, {"contract": "classic"}, id="tag-with-suffix"),
+        pytest.param({"tag": "25.04", "contract": "llm"}, {"contract": "llm"}, id="contract-said"),
+        pytest.param(
+            {"tag": UNSET, "digest": DIGEST, "contract": "classic"},
+            {"image": f"{IMAGE}@{DIGEST}", "tag": "", "digest": DIGEST, "contract": "classic"},
+            id="digest",
+        ),
+        pytest.param(
+            {"digest": DIGEST}, {"image": f"{IMAGE}@{DIGEST}", "contract": "classic"}, id="digest-wins-over-tag"
+        ),
+        pytest.param(
+            {"image": "mirror.example.com:5000/nim/nvidia/llama-3.2-nv-embedqa-1b-v2"},
+            {
+                "registry": "mirror.example.com:5000",
+                "repository": "mirror.example.com:5000/nim/nvidia/llama-3.2-nv-embedqa-1b-v2",
+            },
+            id="mirror-with-port",
+        ),
+        pytest.param(
+            {"port": "8001"},
+            {"port": 8001, "publish": "127.0.0.1:8001:8000", "url": "http://127.0.0.1:8001"},
+            id="port-from-survey",
+        ),
+        pytest.param(
+            {"bind_address": "0.0.0.0"},
+            {"publish": "0.0.0.0:8000:8000", "url": "http://127.0.0.1:8000"},
+            id="everywhere-is-asked-on-loopback",
+        ),
+        pytest.param(
+            {"bind_address": "::"}, {"publish": "[::]:8000:8000", "url": "http://[::1]:8000"}, id="everywhere-ipv6"
+        ),
+        pytest.param(
+            {"bind_address": "fd00:10::7"},
+            {"bind_address": "fd00:10::7", "publish": "[fd00:10::7]:8000:8000", "url": "http://[fd00:10::7]:8000"},
+            id="ipv6",
+        ),
+        pytest.param({"bind_address": ""}, {"bind_address": "127.0.0.1"}, id="empty-bind-address-from-survey"),
+        pytest.param({"cache_size_gb": "16"}, {"cache_bytes": 16_000_000_000}, id="cache-size-from-survey"),
+        pytest.param({"uid": "0", "gid": 500}, {"uid": 0, "gid": 500}, id="owner"),
+        pytest.param({"gpu_shared": "Yes"}, {"gpu_shared": True}, id="yes-from-survey"),
+        pytest.param({"gpu_shared": "false"}, {"gpu_shared": False}, id="false-from-survey"),
+        pytest.param(
+            {"env": {"NIM_MAX_MODEL_LEN": 8192, "NIM_ENABLE_KV_CACHE_REUSE": True, "_X": "a=b #c"}},
+            {
+                "env": {
+                    "NIM_TELEMETRY_MODE": "0",
+                    "NIM_MAX_MODEL_LEN": "8192",
+                    "NIM_ENABLE_KV_CACHE_REUSE": "true",
+                    "_X": "a=b #c",
+                }
+            },
+            id="env",
+        ),
+        pytest.param(
+            {"env": {"NIM_TELEMETRY_MODE": 1}}, {"env": {"NIM_TELEMETRY_MODE": "1"}}, id="env-wins-over-contract"
+        ),
+        pytest.param(
+            {"env": None, "verify": None}, {"env": {"NIM_TELEMETRY_MODE": "0"}, "verify": {}}, id="empty-dictionaries"
+        ),
+        pytest.param(
+            {"ulimits": ["memlock=-1:-1", "nofile=1024:65536"]},
+            {"ulimits": ["memlock=-1:-1", "nofile=1024:65536"]},
+            id="ulimits",
+        ),
+        pytest.param({"ulimits": []}, {"ulimits": []}, id="no-ulimits"),
+        pytest.param({"shm_size": "512m"}, {"shm_size": "512m"}, id="shm-size"),
+        pytest.param({"shm_size": 1073741824}, {"shm_size": "1073741824"}, id="shm-size-in-bytes"),
+        pytest.param(
+            {"verify": {"prompt": "What is 2 + 2?", "expect_regex": "4|four"}},
+            {"verify": {"prompt": "What is 2 + 2?", "expect_regex": "4|four"}},
+            id="verify",
+        ),
+        pytest.param({"name": "a" * 48}, {"unit": f"nim-{'a' * 48}.service"}, id="longest-name"),
+        pytest.param({"name": 7}, {"name": "7", "container": "nim-7"}, id="name-of-one-digit"),
+    ],
+)
+def test_good_service(changes, expected):
+    (service,) = resolve(spec(**changes))
+    assert {key: service[key] for key in expected} == expected
+
+
+def test_defaults_of_the_play():
+    (service,) = resolve(
+        spec(),
+        cache_root="/srv/nim",
+        config_dir="/etc/opt/nim",
+        state_dir="/srv/records",
+        bind_address="10.1.0.4",
+        cache_size_gb="20",
+    )
+    assert (
+        service["cache"],
+        service["env_path"],
+        service["record_path"],
+        service["publish"],
+        service["cache_bytes"],
+    ) == (
+        "/srv/nim/llama",
+        "/etc/opt/nim/llama.env",
+        "/srv/records/llama.json",
+        "10.1.0.4:8000:8000",
+        20 * 10**9,
+    )
+
+
+@pytest.mark.parametrize(("remove_cache", "expected"), [(UNSET, False), (True, True), ("no", False), ("on", True)])
+def test_absent_service_needs_a_name_only(remove_cache, expected):
+    entry = {"name": "llama", "state": "absent", "remove_cache": remove_cache}
+    (service,) = resolve({key: value for key, value in entry.items() if value is not UNSET})
+    assert service == {
+        "name": "llama",
+        "state": "absent",
+        "unit": "nim-llama.service",
+        "container": "nim-llama",
+        "cache": "/var/lib/nim/cache/llama",
+        "unit_path": "/etc/systemd/system/nim-llama.service",
+        "env_path": "/etc/nim/llama.env",
+        "record_path": "/var/lib/nim/services/llama.json",
+        "remove_cache": expected,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices"),
+    [([5], ["nvidia.com/gpu=5"]), ([GPU0], [f"nvidia.com/gpu={GPU0}"]), ("all", ["nvidia.com/gpu=all"])],
+    ids=["index", "uuid", "all"],
+)
+def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
+    assert resolve(spec(gpus=gpus), host={"gpus": []})[0]["devices"] == devices
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        # Each row: what the operator wrote, and the words that name the value seen and the cure.
+        pytest.param(
+            {"name": UNSET},
+            ["(without a name)", "name is ''", "lower-case letters, digits and hyphens"],
+            id="name-missing",
+        ),
+        pytest.param({"name": "Llama"}, ["service Llama:", "name is 'Llama'", "lower-case"], id="name-upper-case"),
+        pytest.param({"name": "llama_3"}, ["'llama_3'", "hyphens"], id="name-underscore"),
+        pytest.param({"name": "-llama"}, ["'-llama'", "lower-case"], id="name-leading-hyphen"),
+        pytest.param({"name": "llama-"}, ["'llama-'", "lower-case"], id="name-trailing-hyphen"),
+        pytest.param({"name": "a" * 49}, ["aaa'", "at most 48"], id="name-too-long"),
+        pytest.param({"name": "../etc"}, ["'../etc'", "lower-case"], id="name-of-a-path"),
+        pytest.param({"name": "llama\n"}, [r"'llama\n'", "lower-case"], id="name-with-line-break"),
+        pytest.param({"imag": IMAGE}, ["unknown key 'imag'", "Did you mean 'image'?"], id="key-misspelt"),
+        pytest.param({"gpu": [0]}, ["unknown key 'gpu'", "Did you mean 'gpus'?"], id="key-singular"),
+        pytest.param({"zzzzzz": 1}, ["unknown key 'zzzzzz'."], id="key-unknown"),
+        pytest.param(
+            {"state": "Absent"},
+            ["state is 'Absent'", "absent, present", "Did you mean 'absent'?"],
+            id="state-upper-case",
+        ),
+        pytest.param({"state": "started"}, ["state is 'started'", "wanted one of absent, present"], id="state-unknown"),
+        pytest.param(
+            {"image": UNSET},
+            ["image is ''", "wanted REGISTRY/PATH without tag", "nvcr.io/nim/meta/"],
+            id="image-missing",
+        ),
+        pytest.param({"image": None}, ["image is ''", "wanted REGISTRY/PATH"], id="image-null"),
+        pytest.param({"image": f"{IMAGE}:1.8.6"}, [f"'{IMAGE}:1.8.6'", "the tag goes into 'tag'"], id="image-with-tag"),
+        pytest.param(
+            {"image": f"{IMAGE}@{DIGEST}"}, [f"{IMAGE}@sha256", "a digest into 'digest'"], id="image-with-digest"
+        ),
+        pytest.param({"image": f"https://{IMAGE}"}, ["'https://", "wanted REGISTRY/PATH"], id="image-with-scheme"),
+        pytest.param(
+            {"image": "llama-3.1-8b-instruct"},
+            ["'llama-3.1-8b-instruct'", "wanted REGISTRY/PATH"],
+            id="image-without-registry",
+        ),
+        pytest.param(
+            {"image": "nvcr.io/nim/Meta/llama"},
+            ["'nvcr.io/nim/Meta/llama'", "wanted REGISTRY/PATH"],
+            id="image-upper-case",
+        ),
+        pytest.param(
+            {"image": f"{IMAGE} --privileged"}, ["--privileged'", "wanted REGISTRY/PATH"], id="image-with-option"
+        ),
+        pytest.param(
+            {"tag": UNSET, "contract": "llm"}, ["neither tag nor digest", 'tag: "1.8.6" or digest'], id="tag-missing"
+        ),
+        pytest.param({"tag": "", "contract": "llm"}, ["neither tag nor digest", "pinned"], id="tag-empty-from-survey"),
+        pytest.param(
+            {"tag": "latest", "contract": "llm"}, ["tag is 'latest'", "moves under a running service"], id="tag-latest"
+        ),
+        pytest.param({"tag": "1.8.6 "}, ["tag is '1.8.6 '", "wanted a version"], id="tag-with-space"),
+        pytest.param({"tag": ".1.8", "contract": "llm"}, ["tag is '.1.8'", "wanted a version"], id="tag-leading-dot"),
+        pytest.param({"tag": "1." + "8" * 127}, ["tag is '1.8", "wanted a version"], id="tag-too-long"),
+        pytest.param({"digest": DIGEST[:-1]}, [f"'{DIGEST[:-1]}'", "64 hexadecimal digits"], id="digest-short"),
+        pytest.param({"digest": DIGEST.upper()}, ["digest is 'SHA256:", "sha256: and 64"], id="digest-upper-case"),
+        pytest.param({"digest": DIGEST[7:]}, [f"'{DIGEST[7:]}'", "wanted sha256:"], id="digest-without-algorithm"),
+        pytest.param(
+            {"contract": "clasic"},
+            ["contract is 'clasic'", "auto, classic, llm", "Did you mean 'classic'?"],
+            id="contract-misspelt",
+        ),
+        pytest.param({"contract": ""}, ["contract is ''", "wanted one of"], id="contract-empty-from-survey"),
+        pytest.param(
+            {"tag": "25.04"}, ["from tag '25.04'", "contract: classic (NIM 1.x)"], id="contract-of-unknown-major"
+        ),
+        pytest.param({"tag": "stable"}, ["from tag 'stable'", "contract: llm (NIM LLM 2.x"], id="contract-of-a-word"),
+        pytest.param({"tag": UNSET, "digest": DIGEST}, ["from tag ''", "say contract"], id="contract-of-a-digest"),
+        pytest.param({"port": 0}, ["port is 0", "from 1 to 65535"], id="port-zero"),
+        pytest.param({"port": 65536}, ["port is 65536", "from 1 to 65535"], id="port-too-high"),
+        pytest.param({"port": "http"}, ["port is 'http'", "wanted an integer"], id="port-word"),
+        pytest.param({"port": True}, ["port is True", "wanted an integer"], id="port-truth"),
+        pytest.param({"port": None}, ["port is None", "wanted an integer"], id="port-null"),
+        pytest.param({"port": 8000.5}, ["port is 8000.5", "wanted an integer"], id="port-fraction"),
+        pytest.param({"port": "8000:8000"}, ["port is '8000:8000'", "wanted an integer"], id="port-pair"),
+        pytest.param(
+            {"bind_address": "localhost"},
+            ["bind_address is 'localhost'", "wanted an IP address"],
+            id="bind-address-name",
+        ),
+        pytest.param(
+            {"bind_address": "[::1]"}, ["bind_address is '[::1]'", "wanted an IP address"], id="bind-address-brackets"
+        ),
+        pytest.param(
+            {"bind_address": "10.0.0.256"}, ["'10.0.0.256'", "such as 127.0.0.1"], id="bind-address-out-of-range"
+        ),
+        pytest.param({"gpus": []}, ["gpus is an empty list", "say gpus: all"], id="gpus-empty"),
+        pytest.param({"gpus": [2]}, ["gpus names 2", f"0 ({GPU0}), 1 ({GPU1})"], id="gpu-index-too-high"),
+        pytest.param({"gpus": [-1]}, ["gpus names -1", f"1 ({GPU1})"], id="gpu-index-negative"),
+        pytest.param(
+            {"gpus": ["GPU-00000000"]},
+            ["gpus names 'GPU-00000000'", f"this host has 0 ({GPU0})"],
+            id="gpu-of-another-host",
+        ),
+        pytest.param({"gpus": "0,1"}, ["gpus names '0,1'", "this host has"], id="gpus-comma"),
+        pytest.param({"gpus": ["all"]}, ["gpus names 'all'", "this host has"], id="gpus-all-in-a-list"),
+        pytest.param({"gpus": [True]}, ["gpus names True", "this host has"], id="gpu-truth"),
+        pytest.param({"gpus": [0, "0"]}, ["names one GPU twice: 0, 0"], id="gpu-twice"),
+        pytest.param({"gpus": [1, GPU1]}, [f"names one GPU twice: 1, {GPU1}"], id="gpu-twice-by-index-and-uuid"),
+        pytest.param({"env": ["A=b"]}, ["env is list", "wanted a dictionary"], id="env-list"),
+        *(
+            pytest.param(
+                {"env": {key: "nvapi-x"}}, [f"env has {key}", "docker inspect", "ngc_api_key"], id=f"env-{key}"
+            )
+            for key in SECRET_VARIABLES
+        ),
+        pytest.param({"env": {"MY-VAR": 1}}, ["env has 'MY-VAR'", "no name of a variable"], id="env-hyphen"),
+        pytest.param({"env": {"A=B": 1}}, ["env has 'A=B'", "no name of a variable"], id="env-equals-sign"),
+        pytest.param({"env": {1: 1}}, ["env has 1", "no name of a variable"], id="env-number"),
+        pytest.param({"env": {"A": "b\nNGC_API_KEY=c"}}, ["env variable A", "line break"], id="env-line-break"),
+        pytest.param(
+            {"ulimits": "nofile=65536"}, ["ulimits has 'nofile=65536'", "wanted a list of items"], id="ulimits-string"
+        ),
+        pytest.param(
+            {"ulimits": ["memlock=-1", "nofile"]}, ["ulimits has 'nofile'", "nofile=65536"], id="ulimit-without-value"
+        ),
+        pytest.param(
+            {"ulimits": ["nofile=9 --privileged"]},
+            ["'nofile=9 --privileged'", "wanted a list"],
+            id="ulimit-with-option",
+        ),
+        pytest.param({"shm_size": "16 gigabytes"}, ["shm_size is '16 gigabytes'", "such as 16g"], id="shm-size-words"),
+        pytest.param(
+            {"shm_size": "16g --privileged"},
+            ["shm_size is '16g --privileged'", "such as 16g"],
+            id="shm-size-with-option",
+        ),
+        pytest.param({"verify": "hello"}, ["verify is str", "wanted a dictionary"], id="verify-string"),
+        pytest.param(
+            {"verify": {"promt": "hi"}}, ["unknown key 'promt'", "Did you mean 'prompt'?"], id="verify-key-misspelt"
+        ),
+        pytest.param({"cache_size_gb": -1}, ["cache_size_gb is -1", "from 0 to 100000"], id="cache-size-negative"),
+        pytest.param(
+            {"cache_size_gb": "16g"}, ["cache_size_gb is '16g'", "wanted an integer"], id="cache-size-with-unit"
+        ),
+        pytest.param({"uid": -1}, ["uid is -1", "wanted an integer from 0"], id="uid-negative"),
+        pytest.param({"gid": "nim"}, ["gid is 'nim'", "wanted an integer"], id="gid-name"),
+        pytest.param({"start_timeout": 0}, ["start_timeout is 0", "from 1 to 86400"], id="start-timeout-zero"),
+        pytest.param({"stop_timeout": "1m"}, ["stop_timeout is '1m'", "from 1 to 3600"], id="stop-timeout-with-unit"),
+    ],
+)
+def test_bad_service(changes, said):
+    (problem,) = problems(spec(**changes))
+    name = changes.get("name", "llama")
+    assert problem.startswith(f"service {'(without a name)' if name is UNSET else name}: ")
+    for words in said:
+        assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("services", "said"),
+    [
+        ({"llama": {"image": IMAGE}}, "nim_services is dict, wanted a list of services."),
+        ("llama", "nim_services is str, wanted a list of services."),
+        (None, "nim_services is NoneType, wanted a list of services."),
+        (["llama"], "nim_services has 'llama', wanted a dictionary with name, image and tag."),
+    ],
+    ids=["dictionary", "string", "nothing", "list-of-strings"],
+)
+def test_bad_list(services, said):
+    with pytest.raises(ResolveError) as caught:
+        resolve_services(services, HOST, DEFAULTS)
+    assert caught.value.problems == [said]
+
+
+def test_every_fault_of_every_service_is_in_one_message():
+    with pytest.raises(ResolveError) as caught:
+        resolve(
+            spec(tag="latest", contract="classic", port="http", env={"NGC_API_KEY": "nvapi-secret"}),
+            "mistral",
+            spec(name="Mistral", gpus=[7], port=8001, prot=8001),
+            spec(name="phi", port=99999, gpus=[1]),
+        )
+    assert [problem.split(" ", 2)[1] for problem in caught.value.problems] == [
+        "llama:",
+        "llama:",
+        "llama:",
+        "has",
+        "Mistral:",
+        "Mistral:",
+        "Mistral:",
+        "phi:",
+    ]
+    assert str(caught.value) == "\n".join(f"- {problem}" for problem in caught.value.problems)
+    assert "nvapi-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        pytest.param(
+            {"name": "llama", "port": 8001, "gpus": [1]}, ["service llama: is listed twice", "another name"], id="name"
+        ),
+        pytest.param({"gpus": [1]}, ["service phi: port 8000", "service llama", "give one of them another"], id="port"),
+        pytest.param(
+            {"port": 8001}, [f"service phi: GPU {GPU0}", "service llama", "gpu_shared: true on both"], id="gpu-by-index"
+        ),
+        pytest.param(
+            {"port": 8001, "gpus": [GPU0]}, [f"GPU {GPU0} is also used by service llama"], id="gpu-by-index-and-uuid"
+        ),
+        pytest.param({"port": 8001, "gpus": "all"}, [f"GPU {GPU0} is also used by service llama"], id="all-and-index"),
+        pytest.param({"port": 8001, "gpu_shared": True}, [f"GPU {GPU0} is also used"], id="only-one-shares"),
+        pytest.param({"name": "llama", "state": "absent"}, ["is listed twice"], id="wanted-and-absent"),
+    ],
+)
+def test_conflict(other, said):
+    (problem,) = problems(spec(), spec(**{"name": "phi", **other}))
+    for words in said:
+        assert words in problem
+
+
+def test_conflicts_on_two_gpus_are_two_problems():
+    found = problems(spec(gpus="all"), spec(name="phi", port=8001, gpus=[GPU1, 0]))
+    assert [gpu in problem for gpu, problem in zip((GPU1, GPU0), found, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param({}, {"port": 8001, "gpus": [1]}, id="each-its-own"),
+        pytest.param({"gpu_shared": True}, {"port": 8001, "gpu_shared": "true"}, id="both-share"),
+        pytest.param({"gpu_shared": True, "gpus": "all"}, {"port": 8001, "gpu_shared": True}, id="all-shared"),
+        pytest.param({}, {"state": "absent"}, id="absent-frees-port-and-gpu"),
+    ],
+)
+def test_no_conflict(first, second):
+    assert [service["name"] for service in resolve(spec(**first), spec(**{"name": "phi", **second}))] == [
+        "llama",
+        "phi",
+    ]
+
+
+def test_services_without_a_good_port_do_not_fight_for_one():
+    found = problems(spec(port=0), spec(name="phi", port=99999, gpus=[1]))
+    assert [problem.split(":")[0] for problem in found] == ["service llama", "service phi"]
+
+
+# -- hashes ------------------------------------------------------------------------------------------------------------
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys_or_on_spelling():
+    entry = spec(port=8000, env={"A": "1", "B": "true"}, profile="tp1")
+    other = dict(reversed(list({**entry, "port": "8000", "gpus": ["0"], "env": {"B": True, "A": 1}}.items())))
+    first, second = resolve(entry)[0], resolve(other)[0]
+    assert (first["config_hash"], first["stage_key"]) == (second["config_hash"], second["stage_key"])
+
+
+RUNTIME = {
+    "tag": {"tag": "1.8.7"},
+    "image": {"image": "nvcr.io/nim/meta/llama-3.1-70b-instruct"},
+    "digest": {"digest": DIGEST},
+    "gpus": {"gpus": [1]},
+    "port": {"port": 8001},
+    "bind_address": {"bind_address": "0.0.0.0"},
+    "env": {"env": {"NIM_MAX_MODEL_LEN": 8192}},
+    "profile": {"profile": "vllm-bf16-tp1"},
+    "shm_size": {"shm_size": "32g"},
+    "ulimits": {"ulimits": ["nofile=1048576"]},
+    "stop_timeout": {"stop_timeout": 120},
+    "name": {"name": "llama-2"},
+}
+OTHERS = {
+    "verify": {"verify": {"prompt": "Hello"}},
+    "model": {"model": "meta/llama-3.1-8b-instruct"},
+    "start_timeout": {"start_timeout": 3600},
+    "cache_size_gb": {"cache_size_gb": 20},
+    "gpu_shared": {"gpu_shared": True},
+    "remove_cache": {"remove_cache": True},
+    "owner": {"uid": 1001, "gid": 1001},
+    "contract": {"contract": "classic"},
+}
+
+
+@pytest.mark.parametrize("changes", RUNTIME.values(), ids=list(RUNTIME))
+def test_each_option_of_the_container_changes_the_config_hash(changes):
+    assert resolve(spec(**changes))[0]["config_hash"] != resolve(spec())[0]["config_hash"]
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=list(OTHERS))
+def test_what_the_container_does_not_see_does_not_restart_it(changes):
+    assert resolve(spec(**changes))[0]["config_hash"] == resolve(spec())[0]["config_hash"]
+
+
+def test_every_key_of_a_service_is_in_one_of_the_two_tables():
+    covered = {key for changes in [*RUNTIME.values(), *OTHERS.values()] for key in changes}
+    assert covered | {"state"} == _resolve.KEYS
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [(changes, key not in ("tag", "image", "digest", "profile")) for key, changes in {**RUNTIME, **OTHERS}.items()],
+    ids=[*RUNTIME, *OTHERS],
+)
+def test_stage_key_changes_with_image_and_profile_only(changes, same):
+    assert (resolve(spec(**changes))[0]["stage_key"] == resolve(spec())[0]["stage_key"]) is same
+
+
+def test_place_of_the_cache_restarts_but_does_not_stage_again():
+    here, there = resolve(spec())[0], resolve(spec(), cache_root="/srv/nim")[0]
+    assert here["config_hash"] != there["config_hash"]
+    assert here["stage_key"] == there["stage_key"]
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+REFERENCE = f"{IMAGE}@{DIGEST}"
+IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1a2b"
+SERVICE = resolve(LLAMA)[0]
+FILES = {SERVICE["env_path"]: "11aa", SERVICE["unit_path"]: "22bb"}
+#: What gpu_host_info says of the service once it is deployed and verified.
+SETTLED = {
+    "unit": {
+        "name": SERVICE["unit"],
+        "exists": True,
+        "active": "active",
+        "sub": "running",
+        "enabled": True,
+        "restarts": 0,
+    },
+    "container": {"service": "llama", "config_hash": SERVICE["config_hash"], "running": True, "ports": [8000]},
+    "record": {"name": "llama", "config_hash": SERVICE["config_hash"], "files": FILES, "verified": True},
+    "files": dict(FILES),
+    "cache": {
+        "path": SERVICE["cache"],
+        "uid": 1000,
+        "gid": 1000,
+        "mode": "0755",
+        "staged": {"key": SERVICE["stage_key"], "image_reference": REFERENCE},
+    },
+}
+
+
+def host_with(changes=None, images=None):
+    """The host with the settled service, changed: a dotted path to a value."""
+    now = copy.deepcopy(SETTLED)
+    for path, value in (changes or {}).items():
+        *parents, last = path.split(".")
+        target = now
+        for parent in parents:
+            target = target[parent]
+        target[last] = value
+    return {**HOST, "services": {"llama": now}, "images": {REFERENCE: IMAGE_ID} if images is None else images}
+
+
+def reasons(changes):
+    """Only the reasons, by kind of change."""
+    return {kind: [reason for item in items for reason in item["reasons"]] for kind, items in changes.items()}
+
+
+NOTHING = {"stage": [], "deploy": [], "remove": []}
+GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restarts": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, {}, id="nothing-to-do"),
+        pytest.param(
+            {"container.config_hash": "old"},
+            {"deploy": ["running container has another configuration"]},
+            id="container-label-differs",
+        ),
+        pytest.param({"container": None}, {"deploy": ["unit is active"]}, id="container-lost-under-an-active-unit"),
+        pytest.param(
+            {"container": None, "unit.active": "inactive"}, {"deploy": ["unit is inactive"]}, id="unit-inactive"
+        ),
+        pytest.param({"container": None, "unit.active": "failed"}, {"deploy": ["unit is failed"]}, id="unit-failed"),
+        pytest.param(
+            {"container.running": False, "unit.active": "activating"},
+            {"deploy": ["unit is activating"]},
+            id="unit-restarting",
+        ),
+        pytest.param({"unit.enabled": False}, {"deploy": ["unit is not enabled"]}, id="unit-not-enabled"),
+        pytest.param({"unit": GONE, "container": None}, {"deploy": ["unit is absent"]}, id="unit-removed-by-hand"),
+        pytest.param(
+            {"files": {**FILES, SERVICE["env_path"]: "33cc"}},
+            {"deploy": ["files were edited or lost"]},
+            id="file-edited",
+        ),
+        pytest.param(
+            {"files": {**FILES, SERVICE["unit_path"]: None}}, {"deploy": ["files were edited or lost"]}, id="file-lost"
+        ),
+        pytest.param({"record": None, "files": {}}, {"deploy": ["new service", "never verified"]}, id="record-missing"),
+        pytest.param({"record.verified": False}, {"deploy": ["never verified"]}, id="never-verified"),
+        pytest.param(
+            {"record.config_hash": "old", "container.config_hash": "old"},
+            {"deploy": ["configuration changed", "running container has another configuration"]},
+            id="configuration-changed",
+        ),
+        pytest.param({"cache.staged": None}, {"stage": ["weights not staged"]}, id="marker-missing"),
+        pytest.param({"cache": None}, {"stage": ["weights not staged"]}, id="cache-missing"),
+        pytest.param(
+            {"cache.staged.key": "old"},
+            {"stage": ["staged weights are of another image or profile"]},
+            id="staged-another-image",
+        ),
+        pytest.param(
+            {"cache.uid": 0, "cache.gid": 0}, {"stage": ["cache belongs to 0:0, wanted 1000:1000"]}, id="owner-wrong"
+        ),
+        pytest.param({"cache.gid": 100}, {"stage": ["cache belongs to 1000:100, wanted 1000:1000"]}, id="group-wrong"),
+    ],
+)
+def test_changes_of_a_present_service(changes, expected):
+    assert reasons(service_changes([SERVICE], host_with(changes))) == {**NOTHING, **expected}
+
+
+@pytest.mark.parametrize(
+    ("reference", "images", "expected"),
+    [
+        pytest.param(REFERENCE, {REFERENCE: IMAGE_ID}, [], id="by-digest"),
+        pytest.param(IMAGE_ID, {REFERENCE: IMAGE_ID}, [], id="by-id-of-a-loaded-image"),
+        pytest.param(REFERENCE, {}, ["image is not on the host"], id="pruned"),
+        pytest.param(
+            REFERENCE, {f"{IMAGE}@sha256:other": "sha256:another"}, ["image is not on the host"], id="another-digest"
+        ),
+    ],
+)
+def test_image_gone_stages_again(reference, images, expected):
+    host = host_with({"cache.staged.image_reference": reference}, images)
+    assert reasons(service_changes([SERVICE], host)) == {**NOTHING, "stage": expected}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [HOST, {"gpus": HOST["gpus"]}, {"services": {"mistral": SETTLED}, "images": {}}],
+    ids=["virgin", "nothing-known", "others-only"],
+)
+def test_a_new_service_is_staged_and_deployed(host):
+    changes = service_changes([SERVICE], host)
+    assert reasons(changes) == {
+        "stage": ["weights not staged"],
+        "deploy": ["new service", "unit is absent", "never verified"],
+        "remove": [],
+    }
+    # The tasks work with the service itself.
+    assert {**changes["deploy"][0], "reasons": None} == {**SERVICE, "reasons": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remove_cache", "expected"),
+    [
+        pytest.param({}, False, ["unit present", "container present", "record present"], id="running"),
+        pytest.param(
+            {}, True, ["unit present", "container present", "record present", "cache present"], id="running-with-cache"
+        ),
+        pytest.param({"unit": GONE, "container": None, "record": None}, False, [], id="removed-cache-kept"),
+        pytest.param(
+            {"unit": GONE, "container": None, "record": None}, True, ["cache present"], id="only-the-cache-is-left"
+        ),
+        pytest.param({"unit": GONE, "container": None, "record": None, "cache": None}, True, [], id="nothing-left"),
+        pytest.param({"container": None, "record": None}, False, ["unit present"], id="interrupted-removal"),
+    ],
+)
+def test_changes_of_an_absent_service(changes, remove_cache, expected):
+    (service,) = resolve({"name": "llama", "state": "absent", "remove_cache": remove_cache})
+    assert reasons(service_changes([service], host_with(changes))) == {**NOTHING, "remove": expected}
+
+
+def test_absent_on_a_virgin_host_is_nothing_to_do():
+    assert service_changes(resolve({"name": "llama", "state": "absent", "remove_cache": True}), HOST) == NOTHING
+
+
+def test_only_the_service_that_differs_is_changed():
+    services = resolve(LLAMA, spec(name="phi", port=8001, gpus=[1]), {"name": "old", "state": "absent"})
+    host = host_with()
+    host["services"]["old"] = {**copy.deepcopy(SETTLED), "cache": None}
+    changes = service_changes(services, host)
+    assert {kind: [item["name"] for item in items] for kind, items in changes.items()} == {
+        "stage": ["phi"],
+        "deploy": ["phi"],
+        "remove": ["old"],
+    }
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (8000, 8000),
+        ("8000", 8000),
+        (" 8000\n", 8000),
+        ("-1", -1),
+        ("", None),
+        ("8e3", None),
+        (8.0, None),
+        (None, None),
+        (False, None),
+    ],
+)
+def test_as_int(value, number):
+    assert _resolve.as_int(value) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "truth"),
+    [
+        (True, True),
+        (False, False),
+        ("True", True),
+        (" yes ", True),
+        ("on", True),
+        (1, True),
+        ("no", False),
+        ("", False),
+        (None, False),
+        (0, False),
+    ],
+)
+def test_as_bool(value, truth):
+    assert _resolve.as_bool(value) is truth
+
+
+def test_results_are_plain_data():
+    services = resolve(LLAMA, {"name": "old", "state": "absent"})
+    assert json.loads(json.dumps(services)) == services
+
+
+def test_resolving_changes_neither_the_input_nor_the_contracts():
+    entry, contracts = spec(env={"A": 1}, profile="p", ulimits=["nofile=1"]), copy.deepcopy(CONTRACTS)
+    before = copy.deepcopy(entry)
+    resolve(entry)
+    assert entry == before
+    assert contracts == CONTRACTS
+
+
+def test_each_major_version_has_one_contract():
+    majors = [major for facts in CONTRACTS.values() for major in facts["majors"]]
+    assert len(majors) == len(set(majors))
+    first, *others = (set(facts) for facts in CONTRACTS.values())
+    assert all(keys == first for keys in others)
