@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -65,6 +66,8 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
         root = ET.fromstring(text)
     except ET.ParseError as error:
         raise ValueError(f"not a report of nvidia-smi -q -x: {error}") from error
+    if root.tag != "nvidia_smi_log":
+        raise ValueError(f"not a report of nvidia-smi -q -x: its root is {root.tag}")
     gpus = []
     for index, gpu in enumerate(root.findall("gpu")):
         processes = [
@@ -121,20 +124,19 @@ def parse_cdi_spec(text: str) -> dict[str, Any]:
     return {"kind": kind, "devices": devices, "driver_version": versions[0] if versions else None}
 
 
-def parse_listeners(text: str, family: int = 4) -> list[dict[str, Any]]:
-    """/proc/net/tcp or tcp6 (FAMILY 6) to the listening sockets: ``address``, ``port``, ``inode``."""
+def parse_listeners(text: str) -> list[dict[str, Any]]:
+    """/proc/net/tcp or tcp6 to the listening sockets: ``address``, ``port``, ``inode``."""
     listeners = []
     for line in text.splitlines()[1:]:
         fields = line.split()
         if len(fields) < 10 or fields[3] != "0A":
             continue
         raw, port = fields[1].split(":")
-        # Kernel words are little-endian; only "any", loopback and IPv4 need telling apart here.
-        if family == 4:
-            address = ".".join(str(octet) for octet in reversed(bytes.fromhex(raw)))
-        else:
-            address = "::" if set(raw) == {"0"} else ("::1" if raw == "0" * 24 + "01000000" else raw)
-        listeners.append({"address": address, "port": int(port, 16), "inode": fields[9]})
+        # The words of an address are little-endian.
+        words = bytes.fromhex(raw)
+        address = ipaddress.ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4)))
+        address = getattr(address, "ipv4_mapped", None) or address
+        listeners.append({"address": str(address), "port": int(port, 16), "inode": fields[9]})
     return listeners
 
 

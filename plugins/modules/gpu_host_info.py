@@ -253,7 +253,7 @@ class HostReader:
 
     def listeners(self) -> list[dict[str, Any]]:
         """Listening sockets and who holds them."""
-        found = _host.parse_listeners(self.proc("net/tcp")) + _host.parse_listeners(self.proc("net/tcp6"), 6)
+        found = _host.parse_listeners(self.proc("net/tcp")) + _host.parse_listeners(self.proc("net/tcp6"))
         wanted = {item["inode"] for item in found}
         owners: dict[str, int] = {}
         for link in glob.glob(os.path.join(self.params["proc_root"], "[0-9]*/fd/*")):
@@ -374,7 +374,8 @@ class HostReader:
             "uid": stat.st_uid,
             "gid": stat.st_gid,
             "mode": f"{stat.st_mode & 0o7777:04o}",
-            "staged": staged,
+            # The image's user may write there, whatever he likes.
+            "staged": staged if isinstance(staged, dict) else None,
         }
 
     def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def test_classic_service():
             "verify": {},
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
-            "stage_key": "bc88aa9a6ca0fd75cb0b6ff0cd90ea3f8d43f2f5fe41dbc96069ddbf0d87f7b4",
-            "config_hash": "f3d43e45ba14c18a9ed8d2f1cb0b3a5bc4e0b5e5e9a7a4f7e1c2d3b4a5968778",
+            "stage_key": "5cf60d61b0f464370a4259aa3943063e7f011f9423f53bc9e2d5245f79512222",
+            "config_hash": "2fa67e818c28728aa6f37460b8b33ae2f7333c20155f79d383a720c195a3614d",
         }
     ]
 

@@ -1,0 +1,224 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Why a host is refused: each reason alone, and all at once."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+
+import pytest
+from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
+from ansible_collections.baremetal.nim.plugins.module_utils._preflight import preflight_problems
+
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
+GB = 10**9
+NOW = 1795423100.0
+DOCKER, CACHE = "/var/lib/docker", "/var/lib/nim/cache"
+#: A host with room for one service of 40 GB image and 40 GB weights on one file system.
+HOST = {
+    "hostname": "gpu01",
+    "os": {"distribution": "Debian", "version": "13", "major": "13", "architecture": "x86_64"},
+    "python": {"version": "3.13.5"},
+    "systemd": {"running": True, "version": 257},
+    "time": NOW + 1.5,
+    "memory": {"total": 2164 * GB, "available": 2101 * GB},
+    "disks": {
+        DOCKER: {"mount": "/", "free": 80 * GB, "total": 500 * GB, "read_only": False},
+        CACHE: {"mount": "/", "free": 80 * GB, "total": 500 * GB, "read_only": False},
+    },
+    "listeners": [{"address": "0.0.0.0", "port": 22, "pid": 811, "process": "sshd"}],
+    "driver": {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None},
+    "gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"],
+    "services": {},
+}
+WANTED = {
+    "supported_systems": ["Debian 12", "Debian 13", "Ubuntu 24"],
+    "architectures": ["x86_64", "aarch64"],
+    "min_systemd": 249,
+    "min_python": "3.9",
+    "min_memory_gb": 16,
+    "max_clock_skew": 120,
+    "controller_time": NOW,
+    "disk_gb": {DOCKER: 40, CACHE: 40},
+}
+LLAMA = {"name": "llama", "state": "present", "port": 8000}
+PHI = {"name": "phi", "state": "present", "port": 8001}
+#: llama as it is on a host where it runs.
+RUNNING = {"record": {"name": "llama"}, "container": {"running": True, "ports": [8000]}}
+
+
+def host(**changes):
+    """The host with other values; a name with two underscores is one level down."""
+    changed = copy.deepcopy(HOST)
+    for name, value in changes.items():
+        outer, _, inner = name.partition("__")
+        if inner:
+            changed[outer][inner] = value
+        else:
+            changed[outer] = value
+    return changed
+
+
+def disks(docker, cache):
+    """Disks of the two paths, each (mount, free GB)."""
+    return {
+        path: {"mount": mount, "free": free * GB, "total": 500 * GB, "read_only": False}
+        for path, (mount, free) in ((DOCKER, docker), (CACHE, cache))
+    }
+
+
+BAD = [
+    pytest.param(
+        {"os": {"distribution": "Rocky", "major": "9", "architecture": "x86_64"}},
+        ["operating system is Rocky 9", "Debian 12, Debian 13, Ubuntu 24", "preflight_supported_systems"],
+        id="operating-system",
+    ),
+    pytest.param({"os__major": "11"}, ["operating system is Debian 11", "Debian 12"], id="old-release"),
+    pytest.param({"os__architecture": "ppc64le"}, ["architecture is ppc64le", "wanted x86_64 or aarch64", "another host"], id="architecture"),
+    pytest.param({"systemd": {"running": False, "version": 257}}, ["systemd does not run this host", "/run/systemd/system"], id="no-systemd"),
+    pytest.param({"systemd": {"running": False, "version": None}}, ["systemd does not run this host"], id="systemd-not-installed"),
+    pytest.param({"systemd__version": 247}, ["systemd is 247", "wanted 249 or newer", "upgrade"], id="old-systemd"),
+    pytest.param({"systemd__version": None}, ["systemd is None", "wanted 249"], id="systemd-of-unknown-version"),
+    pytest.param({"python__version": "3.8.20"}, ["Python is 3.8.20", "wanted 3.9", "ansible_python_interpreter"], id="old-python"),
+    pytest.param({"memory__total": 15.9 * GB}, ["memory is 15.9 GB", "wanted 16 GB", "preflight_min_memory_gb"], id="memory"),
+    pytest.param({"time": NOW - 121}, ["clock is -121 s off", "allowed are 120 s", "chrony"], id="clock-behind"),
+    pytest.param({"time": NOW + 86400}, ["clock is +86400 s off", "systemd-timesyncd"], id="clock-ahead"),
+    pytest.param(
+        {"disks": disks(("/", 79), ("/", 79))},
+        ["/ has 79.0 GB free", "wanted 80.0 GB", f"{DOCKER} and {CACHE}", "1 new service"],
+        id="one-file-system-for-both",
+    ),
+    pytest.param(
+        {"disks": disks(("/", 500), ("/srv", 39))},
+        ["/srv has 39.0 GB free", f"wanted 40.0 GB for {CACHE} of", "larger disk"],
+        id="file-system-of-the-cache",
+    ),
+    pytest.param(
+        {"disks": {DOCKER: HOST["disks"][DOCKER], CACHE: {"mount": "/srv", "free": 900 * GB, "total": 900 * GB, "read_only": True}}},
+        [f"{CACHE} is on /srv", "mounted read-only", "-o rw"],
+        id="read-only",
+    ),
+    pytest.param(
+        {"driver__error": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n\nMake sure it runs.", "gpus": []},
+        ["nvidia-smi does not work: NVIDIA-SMI has failed", "driver. Make sure it runs. Install or load the NVIDIA driver"],
+        id="driver",
+    ),
+    pytest.param({"driver__error": "nvidia-smi is not installed", "gpus": []}, ["nvidia-smi is not installed"], id="no-driver"),
+    pytest.param({"gpus": []}, ["reports no GPU", "lspci -d 10de:"], id="no-gpu"),
+    pytest.param(
+        {"listeners": [{"address": "0.0.0.0", "port": 8000, "pid": 4711, "process": "uvicorn"}]},
+        ["service llama: port 8000 is held by uvicorn (pid 4711) on 0.0.0.0", "sport = :8000", "another port"],
+        id="port",
+    ),
+    pytest.param(
+        {"listeners": [{"address": "::", "port": 8000, "pid": None, "process": None}]},
+        ["port 8000 is held by a process (pid unknown) on ::"],
+        id="port-of-an-unknown-process",
+    ),
+]
+
+
+def test_fit_host():
+    assert preflight_problems(HOST, WANTED, [LLAMA]) == []
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD)
+def test_problem(changes, said):
+    (problem,) = preflight_problems(host(**changes), WANTED, [LLAMA])
+    for words in said:
+        assert words in problem
+
+
+def test_all_problems_at_once():
+    unfit = host(
+        os={"distribution": "Rocky", "major": "9", "architecture": "ppc64le"},
+        systemd__version=239,
+        python__version="3.6.8",
+        memory__total=8 * GB,
+        time=NOW + 600,
+        disks=disks(("/", 10), ("/srv", 10)),
+        driver__error="nvidia-smi is not installed",
+        gpus=[],
+        listeners=[{"address": "127.0.0.1", "port": port, "pid": 1, "process": "nginx"} for port in (8000, 8001)],
+    )
+    unfit["disks"][CACHE]["read_only"] = True
+    problems = preflight_problems(unfit, WANTED, [LLAMA, PHI])
+    assert [problem.split(" is ")[0].split(" has ")[0].split(" does ")[0] for problem in problems] == [
+        "operating system",
+        "architecture",
+        "systemd",
+        "Python",
+        "nvidia-smi",
+        "memory",
+        "clock",
+        CACHE,
+        "/",
+        "/srv",
+        "service llama: port 8000",
+        "service phi: port 8001",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"os": {"distribution": "Ubuntu", "major": "24", "architecture": "aarch64"}}, id="another-supported-system"),
+        pytest.param({"systemd__version": 249, "python__version": "3.9.2"}, id="oldest-versions"),
+        pytest.param({"python__version": "3.10.12"}, id="versions-are-numbers-not-text"),
+        pytest.param({"python__version": "3.14.0rc1"}, id="pre-release"),
+        pytest.param({"memory__total": 16 * GB, "time": NOW - 120}, id="just-enough"),
+        pytest.param({"memory__total": None}, id="memory-unknown"),
+        pytest.param({"disks": disks(("/", 40), ("/srv", 40))}, id="two-file-systems"),
+        pytest.param({"disks": {}}, id="disks-not-read"),
+        pytest.param({"listeners": [{"address": "0.0.0.0", "port": 8001, "pid": 1, "process": "nginx"}]}, id="somebody-elses-port"),
+    ],
+)
+def test_no_problem(changes):
+    assert preflight_problems(host(**changes), WANTED, [LLAMA]) == []
+
+
+def test_numbers_from_a_survey():
+    wanted = {**WANTED, "min_systemd": "249", "min_python": 3.9, "min_memory_gb": "16", "max_clock_skew": "120", "disk_gb": {DOCKER: "40"}}
+    assert preflight_problems(HOST, wanted, [LLAMA]) == []
+
+
+def test_space_of_new_services_adds_up():
+    (problem,) = preflight_problems(host(disks=disks(("/", 159), ("/", 159))), WANTED, [LLAMA, PHI])
+    assert "wanted 160.0 GB" in problem
+    assert "2 new service(s)" in problem
+    assert preflight_problems(host(disks=disks(("/", 160), ("/", 160))), WANTED, [LLAMA, PHI]) == []
+
+
+@pytest.mark.parametrize(
+    ("services", "now", "fits"),
+    [
+        pytest.param([LLAMA], {"llama": RUNNING}, True, id="deployed"),
+        pytest.param([LLAMA], {"llama": {**RUNNING, "record": None}}, False, id="interrupted"),
+        pytest.param([LLAMA, PHI], {"llama": RUNNING}, False, id="one-deployed-one-new"),
+        pytest.param([{"name": "llama", "state": "absent"}], {}, True, id="absent"),
+    ],
+)
+def test_only_new_services_need_space(services, now, fits):
+    full = host(disks=disks(("/", 1), ("/", 1)), services=now)
+    assert (preflight_problems(full, WANTED, services) == []) is fits
+
+
+@pytest.mark.parametrize(
+    ("now", "free"),
+    [
+        pytest.param({"llama": RUNNING}, True, id="own-container"),
+        pytest.param({"llama": {**RUNNING, "container": None}}, False, id="own-container-gone"),
+        pytest.param({"llama": {**RUNNING, "container": {"running": True, "ports": [8001]}}}, False, id="own-container-on-another-port"),
+        pytest.param({"old": {"record": None, "container": {"running": True, "ports": [8000]}}}, True, id="another-nim"),
+    ],
+)
+def test_own_port_is_no_conflict(now, free):
+    taken = host(listeners=[{"address": "127.0.0.1", "port": 8000, "pid": 9, "process": "docker-proxy"}], services=now)
+    assert (preflight_problems(taken, WANTED, [LLAMA]) == []) is free
+
+
+def test_absent_service_wants_no_port():
+    taken = host(listeners=[{"address": "127.0.0.1", "port": 8000, "pid": 9, "process": "nginx"}])
+    assert preflight_problems(taken, WANTED, [{"name": "llama", "state": "absent"}]) == []
