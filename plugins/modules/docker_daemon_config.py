@@ -70,10 +70,10 @@ def main() -> None:
     )
     path = module.params["path"]
     before = ""
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as handle:
-            before = handle.read()
     try:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as handle:
+                before = handle.read()
         current = _daemon.parse(before)
     except ValueError as error:
         module.fail_json(

@@ -299,6 +299,9 @@ class Stage:
         """Refuses a download that cannot fit."""
         stat = os.statvfs(self.params["path"])
         free, wanted = stat.f_bavail * stat.f_frsize, self.params["cache_bytes"]
+        if wanted and not os.path.exists(os.path.join(self.params["path"], STAGED_MARKER)):
+            # What an interrupted download left is a part of this one.
+            wanted = max(0, wanted - self.size())
         if free < wanted:
             self.fail(
                 f"cache {self.params['path']} has {_staging.amount(free)} free, wanted {_staging.amount(wanted)}.",
@@ -325,9 +328,18 @@ class Stage:
         self.run("systemctl", "stop", unit)
         self.run("systemctl", "reset-failed", unit)
 
+    def description(self, what: str) -> str:
+        """Description of a unit, by which a later run knows it."""
+        return f"baremetal.nim: {what} [{self.params['stage_key'][:16]}]"
+
+    def under_way(self, unit: str, what: str) -> bool:
+        """Whether an earlier run has started just this."""
+        state = self.unit_state(unit)
+        return state.get("Description") == self.description(what) and state.get("ActiveState") in ("active", "activating")
+
     def carry(self, unit: str, what: str, argv: list[str], key: str | None = None, before: str | None = None) -> bool:
         """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time."""
-        description = f"baremetal.nim: {what} [{self.params['stage_key'][:16]}]"
+        description = self.description(what)
         state = self.unit_state(unit)
         if state.get("LoadState") == "loaded" and state.get("Description") != description:
             # An earlier play wanted something else.
@@ -411,11 +423,13 @@ class Stage:
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
 
-    def staged(self) -> bool:
-        """Whether the weights of this key are complete."""
+    def staged(self, image: dict[str, Any] | None = None) -> bool:
+        """Whether the weights of this key are complete, and of IMAGE: a tag may have moved to another one."""
         try:
             with open(os.path.join(self.params["path"], STAGED_MARKER), encoding="utf-8") as handle:
-                return bool(json.load(handle).get("key") == self.params["stage_key"])
+                found = json.load(handle)
+            same = image is None or found.get("image_reference") in [image["Id"], *(image.get("RepoDigests") or [])]
+            return bool(same and found.get("key") == self.params["stage_key"])
         except (OSError, ValueError, AttributeError):
             return False
 
@@ -425,7 +439,7 @@ class Stage:
         with os.fdopen(handle, "w") as out:
             reference = _staging.image_reference(image, self.params["repository"])
             out.write(_staging.marker(self.params, reference, size, time.time()))
-        os.chmod(name, 0o644)
+            os.fchmod(handle, 0o644)
         os.rename(name, os.path.join(self.params["path"], STAGED_MARKER))
 
     def result(self, waiting: bool, image: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -451,7 +465,8 @@ class Stage:
         if self.module.check_mode:
             return {**self.result(waiting=False), "changed": self.changed or not self.staged()}
         name = self.params["name"]
-        if not self.staged():
+        stage, weights = f"nim-stage-{name}.service", f"download of the weights of {name}"
+        if not self.staged() and not self.under_way(stage, weights):
             self.write_test()
             self.free_space()
         self.phase = "image"
@@ -470,13 +485,12 @@ class Stage:
                     command=f"docker pull {self.params['image']}",
                 )
         self.phase = "weights"
-        if not self.staged():
-            unit = f"nim-stage-{name}.service"
+        if not self.staged(image):
             before = f"{self.docker} rm --force nim-stage-{name}"
             argv = _staging.stage_command(self.docker, self.params, image, bool(self.params["api_key"]))
-            if not self.carry(unit, f"download of the weights of {name}", argv, self.params["api_key"], before):
+            if not self.carry(stage, weights, argv, self.params["api_key"], before):
                 self.detail = _staging.amount(self.size())
-                self.last_log = _staging.last_line(self.journal(self.unit_state(unit), 5))
+                self.last_log = _staging.last_line(self.journal(self.unit_state(stage), 5))
                 return self.result(waiting=True, image=image)
             self.write_marker(image, self.size())
         self.phase = "done"

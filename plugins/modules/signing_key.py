@@ -64,6 +64,7 @@ fingerprints:
   returned: always
 """
 
+import http.client
 import os
 import tempfile
 
@@ -99,7 +100,10 @@ def main() -> None:
         module.fail_json(
             msg=f"{url}: {info['msg']} (status {info['status']}), wanted the signing key; set the URL to one this host reaches."
         )
-    data = response.read()
+    try:
+        data = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        module.fail_json(msg=f"{url}: the download broke off ({error}); {dest} was not changed. Try again.")
     try:
         got = sorted(fingerprints(data))
     except ValueError as error:

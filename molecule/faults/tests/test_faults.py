@@ -94,6 +94,17 @@ def test_wrong_key_is_refused_and_not_stored(host):
     assert ask(HOST)
 
 
+def test_without_a_key_what_is_staged_runs_and_what_is_not_is_told(host):
+    run = play("site", limit=HOST, extra={"ngc_api_key": ""})
+    assert run.returncode == 0 and "changed=0 " in run.stdout, run.stdout
+    spec = {"nim_services": [service(HOST, name="other", port=8001)], "ngc_api_key": ""}
+    run = play("services", limit=HOST, extra=spec)
+    assert run.returncode != 0, run.stdout
+    assert '"failure_class": "auth"' in run.stdout and "NGC_API_KEY" in run.stdout, run.stdout
+    assert not host.file("/etc/systemd/system/nim-other.service").exists
+    assert ask(HOST)
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [

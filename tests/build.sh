@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Builds the collection, checks it as Galaxy's importer does, installs it where nothing else is, and reads it there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+export PATH="$root/.venv/bin:$PATH" NO_COLOR=1 LC_ALL=C.UTF-8
+# Only what is installed below counts: neither the checkout nor its settings.
+unset ANSIBLE_CONFIG PYTHONPATH
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+say() { printf 'build   %s\n' "$*"; }
+fail() { printf 'build   FAILED: %s\n' "$*" >&2; exit 1; }
+
+# A clone under an odd name is as good as any; what git does not know does not ship.
+clone="$scratch/an odd (name)"
+mkdir "$clone"
+git ls-files -co --exclude-standard -z | while IFS= read -r -d '' file; do
+  [ ! -e "$file" ] || printf '%s\0' "$file"
+done | tar --null -cf - -T - | tar -xf - -C "$clone"
+(cd "$clone" && ansible-galaxy collection build --output-path "$scratch" >/dev/null)
+tarball=$(ls "$scratch"/baremetal-nim-*.tar.gz)
+strays=$(tar -tzf "$tarball" | grep -E '^(tests|molecule|inventories|\.|Makefile|ansible\.cfg|pyproject)' || true)
+[ -z "$strays" ] || fail "the collection ships what belongs to the checkout: $strays"
+say "$(basename "$tarball"): $(tar -tzf "$tarball" | wc -l) files"
+
+cat > "$scratch/importer.cfg" <<'CFG'
+[galaxy-importer]
+RUN_ANSIBLE_TEST = False
+RUN_ANSIBLE_LINT = True
+ANSIBLE_LINT_SERIALIZE = False
+OFFLINE_ANSIBLE_LINT = True
+CHECK_REQUIRED_TAGS = True
+CHECK_CHANGELOG = True
+CHECK_RUNTIME = True
+CFG
+(cd "$scratch" && GALAXY_IMPORTER_CONFIG="$scratch/importer.cfg" python -m galaxy_importer.main "$tarball" > importer.log 2>&1) \
+  || { cat "$scratch/importer.log"; fail 'galaxy-importer refuses it'; }
+complaints=$(grep -E 'ERROR|WARNING' "$scratch/importer.log" || true)
+[ -z "$complaints" ] || fail "galaxy-importer complains: $complaints"
+say 'galaxy-importer: no error, no warning'
+
+# From elsewhere: the ansible.cfg of the checkout would say that it is installed already.
+cd "$scratch"
+ansible-galaxy collection install --offline --no-deps -p "$scratch/installed" "$tarball" >/dev/null 2>&1 \
+  || fail 'it does not install'
+export ANSIBLE_COLLECTIONS_PATH="$scratch/installed"
+printf '[nim_servers]\ngpu01\n' > inventory
+for playbook in "$root"/playbooks/*.yml; do
+  name=baremetal.nim.$(basename "$playbook" .yml)
+  ansible-playbook -i inventory "$name" --syntax-check >/dev/null || fail "$name does not parse where only the tarball is"
+done
+for module in "$root"/plugins/modules/*.py; do
+  ansible-doc -t module "baremetal.nim.$(basename "$module" .py)" >/dev/null || fail "$module has no readable documentation"
+done
+say 'installed elsewhere: playbooks parse, documentation reads'

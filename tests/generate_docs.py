@@ -1,0 +1,186 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes what the documentation says about variables and plugins from the code that defines them.
+
+    generate_docs.py            role pages, docs/plugins.md, the tables in README.md
+    generate_docs.py --check    say what is stale, change nothing
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+import jinja2
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+#: In the order of site.yml.
+ROLES = ("preflight", "container_engine", "nvidia_container_toolkit", "ngc_registry", "model_cache", "nim_service")
+NEVER = {
+    "preflight": "changes anything",
+    "container_engine": "knows about GPUs",
+    "nvidia_container_toolkit": "writes the engine's configuration, installs a driver or touches a running container",
+    "ngc_registry": "puts a key into an argument list, a unit or a log",
+    "model_cache": "starts or stops a service",
+    "nim_service": "uses the NGC key, or knows of other hosts",
+}
+EXPORTS = {
+    "preflight": {"preflight_host": "what M(baremetal.nim.gpu_host_info) returned for the host"},
+    "nim_service": {
+        "nim_service_endpoints": "the resolved services that were verified (entry point `verify`)",
+        "nim_service_verification": "results of M(baremetal.nim.chat_completion), one per endpoint",
+    },
+}
+ROLE_PAGE = """\
+# baremetal.nim.{{ name }}
+
+<!-- Made by `make docs` from meta/argument_specs.yml: change it there. -->
+
+{{ main.short_description }}.
+
+{% for line in main.description %}
+{{ line }}
+
+{% endfor %}
+It never {{ never }}.
+
+## Example
+
+```yaml
+- hosts: nim_servers
+  gather_facts: false
+  become: true
+  roles:
+    - role: baremetal.nim.{{ name }}
+```
+
+## Variables
+
+{{ table }}
+{% if nested %}
+
+Keys of each service:
+
+{{ nested }}
+{% endif %}
+{% if exports %}
+
+## Variables exported by the role
+
+{% for key, text in exports.items() %}
+- `{{ key }}`: {{ text }}
+{% endfor %}
+{% endif %}
+{% if others %}
+
+## Other entry points
+
+{% for key, entry in others.items() %}
+- `tasks_from: {{ key }}`: {{ entry.short_description }}. {{ entry.description | join(' ') }}
+{% endfor %}
+{% endif %}
+"""
+
+
+def plain(text: str) -> str:
+    """Ansible's semantic markup as Markdown."""
+    text = re.sub(r"\b[OCVE]\(([^()]*(?:\([^()]*\))?[^()]*)\)", r"`\1`", text)
+    return re.sub(r"\b[MP]\(([^)#]+)(?:#\w+)?\)", r"`\1`", text)
+
+
+def cell(value: Any) -> str:
+    """A default as a table cell."""
+    if isinstance(value, str):
+        return f"`{value}`" if value else "empty"
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def table(options: dict[str, Any]) -> str:
+    """Options of an entry point as a Markdown table."""
+    lines = ["| variable | type | default | what it is |", "| --- | --- | --- | --- |"]
+    for name, option in options.items():
+        kind = option["type"] + (f" of {option['elements']}" if "elements" in option else "")
+        default = cell(option["default"]) if "default" in option else ("required" if option.get("required") else "none")
+        words = option["description"]
+        text = plain(words if isinstance(words, str) else " ".join(words))
+        if "choices" in option:
+            text += " One of " + ", ".join(f"`{choice}`" for choice in option["choices"]) + "."
+        lines.append(f"| `{name}` | {kind} | {default.replace('|', chr(92) + '|')} | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
+
+
+def role_page(name: str) -> str:
+    """README.md of a role."""
+    entries = yaml.safe_load((ROOT / f"roles/{name}/meta/argument_specs.yml").read_text())["argument_specs"]
+    main = entries.pop("main")
+    nested = next((option["options"] for option in main["options"].values() if "options" in option), None)
+    for entry in (main, *entries.values()):
+        entry["description"] = [plain(line) for line in entry["description"]]
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701
+    text = environment.from_string(ROLE_PAGE).render(
+        name=name,
+        main=main,
+        never=NEVER[name],
+        table=table(main["options"]),
+        nested=table(nested) if nested else "",
+        exports={key: plain(text) for key, text in EXPORTS.get(name, {}).items()},
+        others=entries,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def plugin_index() -> str:
+    """docs/plugins.md."""
+    lines = ["# Modules and filters", "", "<!-- Made by `make docs` from the plugins. -->", ""]
+    lines += ["`ansible-doc -t module baremetal.nim.NAME` and `ansible-doc -t filter baremetal.nim.NAME` show them in full.", ""]
+    for folder, title in (("modules", "Modules"), ("filter", "Filters")):
+        lines += [f"## {title}", "", "| name | what it does |", "| --- | --- |"]
+        for path in sorted((ROOT / "plugins" / folder).glob("*.py")):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "DOCUMENTATION":
+                    words = yaml.safe_load(ast.literal_eval(node.value))["short_description"]
+                    lines.append(f"| `baremetal.nim.{path.stem}` | {words} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def readme() -> str:
+    """README.md with its generated part made anew."""
+    parts = []
+    for name in ROLES:
+        spec = yaml.safe_load((ROOT / f"roles/{name}/meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+        parts.append(f"### {name}\n\n{spec['short_description']}.\n\n{table(spec['options'])}")
+        for option in spec["options"].values():
+            if "options" in option:
+                parts.append(f"Keys of each entry of `nim_services`:\n\n{table(option['options'])}")
+    text = (ROOT / "README.md").read_text()
+    begin, end = "<!-- variables:begin (make docs) -->", "<!-- variables:end -->"
+    if begin not in text:
+        return text
+    return text[: text.index(begin) + len(begin)] + "\n\n" + "\n\n".join(parts) + "\n\n" + text[text.index(end) :]
+
+
+def main() -> int:
+    """Writes or compares."""
+    pages = {ROOT / f"roles/{name}/README.md": role_page(name) for name in ROLES}
+    pages[ROOT / "docs/plugins.md"] = plugin_index()
+    pages[ROOT / "README.md"] = readme()
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale; run: make docs")
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(pages[path])
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

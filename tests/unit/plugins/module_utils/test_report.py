@@ -1,0 +1,184 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reports of a fleet, from the variables that its hosts have after a play."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.baremetal.nim.plugins.module_utils import _report
+
+REPOSITORY = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
+LLAMA = {
+    "name": "llama",
+    "url": "http://127.0.0.1:8000",
+    "image": f"{REPOSITORY}:1.8.6",
+    "devices": ["nvidia.com/gpu=0"],
+}
+PHI = {**LLAMA, "name": "phi", "url": "http://127.0.0.1:8001", "devices": ["nvidia.com/gpu=1"]}
+ANSWER = {
+    "__nim_service_probe": "llama",
+    "changed": False,
+    "model": "meta/llama-3.1-8b-instruct",
+    "content": "4",
+    "ready_after": 0.1,
+    "ttft": 0.04321,
+    "usage": {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22},
+}
+RECORD = {"image_reference": f"{REPOSITORY}@sha256:aa", "ready_after_s": 93.2, "model": "meta/llama-3.1-8b-instruct"}
+GOOD = {
+    "host": "gpu01",
+    "service": "llama",
+    "url": "http://127.0.0.1:8000",
+    "model": "meta/llama-3.1-8b-instruct",
+    "image": f"{REPOSITORY}@sha256:aa",
+    "gpus": ["nvidia.com/gpu=0"],
+    "ready_after_s": 93.2,
+    "ttft_ms": 43.2,
+    "usage": {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22},
+    "content": "4",
+    "verified": True,
+    "failure_class": None,
+    "failure": None,
+}
+
+
+def host(name="gpu01", endpoints=(LLAMA,), results=(ANSWER,), records=None):
+    """Variables of a host after the verify stage."""
+    services = {service: {"record": record} for service, record in (records or {}).items()}
+    return {
+        "inventory_hostname": name,
+        "preflight_host": {"services": services},
+        "nim_service_endpoints": list(endpoints),
+        "nim_service_verification": {"results": list(results)},
+    }
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+def test_verified_endpoint():
+    assert _report.endpoints([host(records={"llama": RECORD})]) == [GOOD]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        pytest.param(host(), {"image": f"{REPOSITORY}:1.8.6", "ready_after_s": 0.1, "verified": True}, id="no-record"),
+        pytest.param(host(records={"llama": None}), {"image": f"{REPOSITORY}:1.8.6", "verified": True}, id="record-removed"),
+        pytest.param(host(results=[{**ANSWER, "ttft": None}]), {"ttft_ms": None, "verified": True}, id="no-streaming"),
+        pytest.param(host(results=[{**ANSWER, "ttft": 0.0}]), {"ttft_ms": 0.0}, id="no-time-at-all"),
+        pytest.param(
+            host(results=[{"__nim_service_probe": "llama", "failed": True, "msg": "gpu01: crashed", "failure_class": "crash_loop"}]),
+            {"verified": False, "failure": "gpu01: crashed", "failure_class": "crash_loop", "model": None, "content": None},
+            id="failed",
+        ),
+        pytest.param(
+            host(results=[{"__nim_service_probe": "llama", "skipped": True, "changed": False}]),
+            {"verified": False, "failure": None},
+            id="skipped",
+        ),
+        pytest.param(host(results=[]), {"verified": False, "failure": "not asked"}, id="not-asked"),
+        pytest.param(
+            host(results=[{**ANSWER, "__nim_service_probe": "phi"}]), {"verified": False, "failure": "not asked"}, id="another-asked"
+        ),
+        pytest.param(
+            {**host(), "nim_service_verification": None, "preflight_host": None}, {"verified": False, "failure": "not asked"}, id="play-ended"
+        ),
+    ],
+)
+def test_endpoint(variables, expected):
+    (item,) = _report.endpoints([variables])
+    assert {key: item[key] for key in expected} == expected
+    assert item.keys() == GOOD.keys()
+
+
+@pytest.mark.parametrize("more", [{}, {"preflight_host": {"services": {}}}], ids=["unreachable", "failed-early"])
+def test_host_that_never_came_to_its_endpoints(more):
+    (item,) = _report.endpoints([{"inventory_hostname": "gpu09", **more}])
+    assert item == {"host": "gpu09", "service": None, "verified": False, "failure": "not reached"}
+
+
+def test_host_without_services():
+    assert _report.endpoints([host(endpoints=[], results=[])]) == []
+
+
+def test_fleet():
+    bad = {"__nim_service_probe": "phi", "failed": True, "msg": "phi is down"}
+    report = _report.endpoints(
+        [
+            host(endpoints=[LLAMA, PHI], results=[ANSWER, {**ANSWER, "__nim_service_probe": "phi"}]),
+            {"inventory_hostname": "gpu02"},
+            # Results come in the order of the loop, which need not be that of the endpoints.
+            host("gpu03", [LLAMA, PHI], [bad, ANSWER]),
+        ]
+    )
+    assert [(item["host"], item["service"], item["verified"]) for item in report] == [
+        ("gpu01", "llama", True),
+        ("gpu01", "phi", True),
+        ("gpu02", None, False),
+        ("gpu03", "llama", True),
+        ("gpu03", "phi", False),
+    ]
+    assert json.loads(json.dumps(report)) == report
+
+
+# -- status ------------------------------------------------------------------------------------------------------------
+
+
+def service(record=None, **unit):
+    """A service as gpu_host_info tells it."""
+    state = {"exists": True, "active": "active", "sub": "running", "enabled": True, "restarts": 0, "uptime": 93784.0}
+    return {"unit": {**state, **unit}, "record": record}
+
+
+def test_status():
+    record = {"model": "meta/llama-3.1-8b-instruct", "gpus": ["0", "1"], "url": "http://127.0.0.1:8000"}
+    hosts = [
+        {
+            "inventory_hostname": "gpu01",
+            "preflight_host": {
+                "services": {
+                    "phi": service(active="activating", sub="auto-restart", restarts=7, uptime=12.0),
+                    "llama": service(record),
+                    "stray": service(exists=False, active=None, sub=None),
+                }
+            },
+        },
+        {"inventory_hostname": "gpu02", "preflight_host": {"services": {"llama": service(record, exists=False, active=None)}}},
+        {"inventory_hostname": "gpu03", "preflight_host": {"services": {}}},
+        {"inventory_hostname": "gpu04.example.com"},
+        {"inventory_hostname": "gpu05", "preflight_host": {"services": {"stray": service(exists=False)}}},
+    ]
+    assert _report.status(hosts) == """\
+HOST               SERVICE  MODEL                       GPU  STATE                      UPTIME   RESTARTS  ENDPOINT
+-----------------  -------  --------------------------  ---  -------------------------  -------  --------  ---------------------
+gpu01              llama    meta/llama-3.1-8b-instruct  0,1  active (running)           1 d 2 h  0         http://127.0.0.1:8000
+gpu01              phi      -                           -    activating (auto-restart)  -        7         -
+gpu02              llama    meta/llama-3.1-8b-instruct  0,1  unit missing               -        0         http://127.0.0.1:8000
+gpu03              -        -                           -    no services                -        -         -
+gpu04.example.com  -        -                           -    unreachable                -        -         -
+gpu05              -        -                           -    no services                -        -         -"""
+
+
+def test_status_of_no_hosts_is_a_heading():
+    assert _report.status([]).splitlines()[0].split() == ["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "ENDPOINT"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min"),
+        (3600, "1 h 0 min"),
+        (86399, "23 h 59 min"),
+        (86400, "1 d 0 h"),
+        (100 * 86400 + 7200, "100 d 2 h"),
+    ],
+)
+def test_duration(seconds, words):
+    assert _report.duration(seconds) == words

@@ -1,0 +1,490 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module run on trees made for it; commands are small scripts that print what real hosts print."""
+
+from __future__ import annotations
+
+import base64
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+import socket
+import time
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
+from ansible_collections.baremetal.nim.plugins.modules import gpu_host_info
+
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
+IMAGE = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
+DIGEST = "sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1"
+IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1a2b"
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 154313 1 0000000000000000 100 0 0 10 0
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20731 1 0000000000000000 100 0 0 10 0
+"""
+TCP6 = """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20733 1
+"""
+SYSTEMD = "systemd 257 (257.8-1~deb13u2)\n+PAM +AUDIT +SELINUX +APPARMOR\n"
+DOCKER_INFO = {
+    "ServerVersion": "26.1.5+dfsg1",
+    "DockerRootDir": "/var/lib/docker",
+    "LiveRestoreEnabled": True,
+    "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"],
+}
+CONTAINER = {
+    "Name": "/nim-llama",
+    "Image": IMAGE_ID,
+    "RestartCount": 0,
+    "State": {"Running": True, "ExitCode": 0, "StartedAt": "2026-11-23T07:11:05.1Z"},
+    "Config": {
+        "Image": f"{IMAGE}@{DIGEST}",
+        "Labels": {"com.github.baremetal-nim.service": "llama", "com.github.baremetal-nim.config-hash": "f3d4"},
+    },
+    "HostConfig": {"PortBindings": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8000"}]}},
+}
+# Prints the file that is named after the command and its first word, or after the command, and leaves as it was told.
+SCRIPT = """\
+#!/bin/sh
+printf '%s\\0' "${0##*/} $*" >> "$0.log"
+for said in "$0.$1" "$0"; do
+  [ ! -e "$said.out" ] || { /bin/cat "$said.out"; break; }
+done
+[ ! -e "$0.err" ] || { /bin/cat "$0.err" >&2; exit 9; }
+"""
+
+
+class Machine:
+    """A host below a directory, whose commands are scripts there."""
+
+    def __init__(self, root):
+        self.root = root
+        self.bin = root / "usr/bin"
+        self.bin.mkdir(parents=True)
+
+    def write(self, path, text):
+        """A file of the host."""
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        return target
+
+    def command(self, name, error=None, **out):
+        """A command, and what it says: out for any first word, else by first word (hyphens as underscores)."""
+        script = self.bin / name
+        script.write_text(SCRIPT)
+        script.chmod(0o755)
+        for word, text in out.items():
+            (self.bin / (f"{name}.out" if word == "out" else f"{name}.{word.replace('_', '-')}.out")).write_text(text)
+        if error is not None:
+            (self.bin / f"{name}.err").write_text(error)
+
+    def asked(self, name=None):
+        """Command lines that were run."""
+        logs = [self.bin / f"{name}.log"] if name else sorted(self.bin.glob("*.log"))
+        return [line for log in logs if log.exists() for line in log.read_text().split("\0")[:-1]]
+
+    def socket_of(self, pid, name, inode):
+        """A process that holds a socket."""
+        self.write(f"/proc/{pid}/comm", f"{name}\n")
+        folder = self.root / f"proc/{pid}/fd"
+        folder.mkdir(exist_ok=True)
+        (folder / "0").symlink_to("/dev/null")
+        (folder / "7").symlink_to(f"socket:[{inode}]")
+
+    def unit(self, name, **properties):
+        """The block of systemctl show of a unit."""
+        entered = (time.clock_gettime(time.CLOCK_MONOTONIC) - 100) * 1e6
+        values = {
+            "Id": name,
+            "LoadState": "loaded",
+            "ActiveState": "active",
+            "SubState": "running",
+            "UnitFileState": "enabled",
+            "NRestarts": "0",
+            "Result": "success",
+            "ExecMainStatus": "0",
+            "ActiveEnterTimestampMonotonic": f"{entered:.0f}",
+            **properties,
+        }
+        return "".join(f"{key}={value}\n" for key, value in values.items())
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with nothing on it. What the module reads from fixed places is read below its root."""
+    machine = Machine(tmp_path / "root")
+    monkeypatch.setenv("PATH", str(machine.bin))
+    monkeypatch.setattr(
+        AnsibleModule, "get_bin_path", lambda _self, name, *_args, **_kwargs: shutil.which(name, path=str(machine.bin))
+    )
+
+    def inside(path):
+        return f"{machine.root}{path}" if str(path).startswith(("/etc/", "/root/")) else path
+
+    read, real_glob, real_stat = gpu_host_info.HostReader.read, glob.glob, os.stat
+    monkeypatch.setattr(gpu_host_info.HostReader, "read", lambda self, path: read(self, inside(path)))
+    monkeypatch.setattr(gpu_host_info.glob, "glob", lambda pattern: real_glob(inside(pattern)))
+    monkeypatch.setattr(gpu_host_info.os, "stat", lambda path, **options: real_stat(inside(path), **options))
+    return machine
+
+
+@pytest.fixture
+def call(machine, capsys):
+    """Run the module; return its result."""
+
+    def run(check_mode=False, **args):
+        args = {
+            "proc_root": str(machine.root / "proc"),
+            "cdi_spec_dirs": [str(machine.root / "etc/cdi"), str(machine.root / "run/cdi")],
+            "state_dir": str(machine.root / "state"),
+            "cache_root": str(machine.root / "cache"),
+            "paths": [],
+            **args,
+        }
+        with patch_module_args({**args, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit) as caught:
+            gpu_host_info.main()
+        text = capsys.readouterr().out
+        assert caught.value.code == 0, text
+        result = json.loads(text)
+        assert result.pop("changed") is False
+        result.pop("invocation", None)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def deployed(machine):
+    """A host with two H200 on which llama runs."""
+    machine.write("/etc/os-release", 'ID=debian\nVERSION_ID="13"\nVERSION_CODENAME=trixie\n')
+    machine.write("/proc/meminfo", "MemTotal:       2113472124 kB\nMemAvailable:   2051987000 kB\n")
+    machine.write("/proc/net/tcp", TCP)
+    machine.write("/proc/net/tcp6", TCP6)
+    machine.write("/proc/driver/nvidia/version", (FIXTURES / "h200/proc.txt").read_text())
+    machine.socket_of(4711, "docker-proxy", 154313)
+    machine.socket_of(811, "sshd", 20731)
+    machine.write("/etc/cdi/nvidia.yaml", (FIXTURES / "h200-x2/cdi-nvidia.yaml").read_text())
+    machine.write("/etc/systemd/system/nim-llama.service", "[Unit]\n")
+    login = base64.b64encode(b"$oauthtoken:nvapi-secret").decode()
+    machine.write("/root/.docker/config.json", json.dumps({"auths": {"nvcr.io": {"auth": login}}}))
+    unit = machine.root / "etc/systemd/system/nim-llama.service"
+    record = {"name": "llama", "config_hash": "f3d4", "files": {str(unit): "22bb", "/nowhere/llama.env": "11aa"}, "verified": True}
+    machine.write("/state/llama.json", json.dumps(record))
+    machine.write(f"/cache/llama/{STAGED_MARKER}", json.dumps({"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"}))
+    machine.command("apt")
+    machine.command("dockerd")
+    machine.command("nvidia-smi", out=(FIXTURES / "h200-x2/busy.xml").read_text())
+    shown = machine.unit("docker.service") + "\n" + machine.unit("nim-llama.service", NRestarts="2")
+    machine.command("systemctl", __version=SYSTEMD, show=shown)
+    machine.command("dpkg-query", error="dpkg-query: no packages found matching docker-ce\n", _W="ii  docker.io 26.1.5+dfsg1-9\n")
+    rows = f"{IMAGE}@{DIGEST} {IMAGE_ID}\n<none>@<none> sha256:77\ndebian@<none> sha256:78\n"
+    machine.command("docker", info=json.dumps(DOCKER_INFO), ps="c1f7\n", inspect=json.dumps([CONTAINER]), images=rows)
+    return machine
+
+
+def test_deployed_host(call, deployed):
+    before = time.time()
+    result = call(packages=["docker.io", "docker-ce"])
+    assert result["hostname"] == socket.gethostname()
+    assert result["os"] == {
+        "distribution": "Debian",
+        "version": "13",
+        "major": "13",
+        "codename": "trixie",
+        "architecture": platform.machine(),
+        "kernel": platform.release(),
+        "package_manager": "apt",
+    }
+    assert result["python"]["version"] == platform.python_version()
+    assert result["python"]["libraries"].keys() == {"apt", "debian", "requests"}
+    assert result["systemd"]["version"] == 257
+    assert before <= result["time"] <= time.time()
+    assert result["memory"] == {"total": 2113472124 * 1024, "available": 2051987000 * 1024}
+    assert result["cpus"] == os.cpu_count()
+    assert result["listeners"] == [
+        {"address": "127.0.0.1", "port": 8000, "pid": 4711, "process": "docker-proxy"},
+        {"address": "0.0.0.0", "port": 22, "pid": 811, "process": "sshd"},
+        {"address": "::", "port": 22, "pid": None, "process": None},
+    ]
+    assert result["driver"] == {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None}
+    assert [(gpu["index"], gpu["name"], gpu["memory_used_mib"]) for gpu in result["gpus"]] == [
+        (0, "NVIDIA H200", 41487),
+        (1, "NVIDIA H200", 1011),
+    ]
+    assert result["cdi"]["devices"] == sorted((FIXTURES / "h200-x2/cdi-list.txt").read_text().splitlines()[1:])
+    assert result["cdi"]["stale"] is False
+    assert result["packages"] == {"docker.io": "26.1.5+dfsg1-9"}
+    assert result["engine"] == {
+        "installed": True,
+        "active": True,
+        "enabled": True,
+        "version": "26.1.5+dfsg1",
+        "root_dir": "/var/lib/docker",
+        "live_restore": True,
+        "cdi_spec_dirs": ["/etc/cdi", "/var/run/cdi"],
+        "logins": {"nvcr.io": hashlib.sha256(b"$oauthtoken:nvapi-secret").hexdigest()},
+        "config_newer_than_daemon": False,
+    }
+    assert result["images"] == {f"{IMAGE}@{DIGEST}": IMAGE_ID}
+    assert result.keys() == set(documented())
+
+
+def documented():
+    """Names of the documented return values."""
+    return [line[:-1] for line in gpu_host_info.RETURN.splitlines() if line and line[0].isalpha()]
+
+
+def test_service_of_a_deployed_host(call, deployed):
+    services = call()["services"]
+    cache = deployed.root / "cache/llama"
+    unit = str(deployed.root / "etc/systemd/system/nim-llama.service")
+    assert list(services) == ["llama"]
+    uptime = services["llama"]["unit"].pop("uptime")
+    assert 100 <= uptime < 160
+    assert services["llama"] == {
+        "unit": {
+            "name": "nim-llama.service",
+            "exists": True,
+            "active": "active",
+            "sub": "running",
+            "enabled": True,
+            "restarts": 2,
+            "result": "success",
+        },
+        "container": {
+            "service": "llama",
+            "config_hash": "f3d4",
+            "image": f"{IMAGE}@{DIGEST}",
+            "image_id": IMAGE_ID,
+            "running": True,
+            "started_at": "2026-11-23T07:11:05.1Z",
+            "exit_code": 0,
+            "restart_count": 0,
+            "ports": [8000],
+        },
+        "record": json.loads((deployed.root / "state/llama.json").read_text()),
+        "files": {unit: hashlib.sha256(b"[Unit]\n").hexdigest(), "/nowhere/llama.env": None},
+        "cache": {
+            "path": str(cache),
+            "uid": os.getuid(),
+            "gid": cache.stat().st_gid,
+            "mode": f"{cache.stat().st_mode & 0o7777:04o}",
+            "staged": {"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"},
+        },
+    }
+
+
+def test_reads_with_few_commands_and_changes_nothing(call, deployed):
+    def snapshot():
+        return {path: path.lstat().st_mtime_ns for path in deployed.root.rglob("*") if path.suffix != ".log" and path.is_file()}
+
+    before = snapshot()
+    call(packages=["docker.io", "docker-ce"], check_mode=True)
+    assert snapshot() == before
+    assert sorted(line.split(" --")[0] for line in deployed.asked()) == [
+        "docker images",
+        "docker info",
+        "docker inspect c1f7",
+        "docker ps -aq",
+        "dpkg-query -W -f ${db:Status-Abbrev} ${Package} ${Version}\n docker.io docker-ce",
+        "nvidia-smi -q -x",
+        "systemctl",
+        "systemctl show",
+    ]
+    assert deployed.asked("systemctl")[-1].endswith(" docker.service nim-llama.service")
+
+
+def test_virgin_host(call, machine):
+    result = call(packages=["docker.io"])
+    assert {key: result[key] for key in ("memory", "listeners", "driver", "gpus", "cdi", "packages", "engine", "images", "services")} == {
+        "memory": {"total": None, "available": None},
+        "listeners": [],
+        "driver": {"loaded_version": None, "cuda_version": None, "error": "nvidia-smi is not installed"},
+        "gpus": [],
+        "cdi": {"specs": [], "devices": [], "stale": False},
+        "packages": {},
+        "engine": {"installed": False, "active": False, "enabled": False, "config_newer_than_daemon": False},
+        "images": {},
+        "services": {},
+    }
+    assert result["os"]["distribution"] == "Unknown"
+    assert result["os"]["package_manager"] is None
+    assert result["systemd"]["version"] is None
+    assert machine.asked() == []
+
+
+# -- commands that fail ------------------------------------------------------------------------------------------------
+
+NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        pytest.param({"out": NO_DRIVER, "error": ""}, NO_DRIVER.strip(), id="tells-on-standard-output"),
+        pytest.param({"error": "Failed to initialize NVML: Driver/library version mismatch\n"}, "Failed to initialize NVML", id="mismatch"),
+        pytest.param({"error": ""}, "nvidia-smi left with exit status 9", id="says-nothing"),
+        pytest.param({"out": "<nvidia_smi_log><gpu>"}, "not a report of nvidia-smi -q -x", id="cut-off"),
+    ],
+)
+def test_nvidia_smi_that_fails(call, deployed, said, error):
+    (deployed.bin / "nvidia-smi.out").unlink()
+    deployed.command("nvidia-smi", **said)
+    result = call()
+    assert result["driver"]["error"].startswith(error)
+    assert result["driver"]["loaded_version"] == "580.159.04"
+    assert result["gpus"] == []
+
+
+def test_nvidia_smi_that_sees_no_gpu(call, deployed):
+    deployed.command("nvidia-smi", out="<nvidia_smi_log><driver_version>580.159.04</driver_version></nvidia_smi_log>")
+    result = call()
+    assert (result["driver"]["error"], result["gpus"]) == (None, [])
+
+
+def test_dead_docker(call, deployed):
+    deployed.command("docker", error="", info=json.dumps({"ServerVersion": "", "ServerErrors": ["Cannot connect to the Docker daemon"]}))
+    shown = deployed.unit("docker.service", ActiveState="failed", ActiveEnterTimestampMonotonic="0", UnitFileState="disabled")
+    deployed.command("systemctl", show=shown)
+    result = call()
+    assert result["engine"] == {"installed": True, "active": False, "enabled": False, "config_newer_than_daemon": False}
+    assert result["images"] == {}
+    # It does not answer, so nothing more is asked.
+    assert deployed.asked("docker") == ["docker info --format {{json .}}"]
+
+
+def test_docker_without_nim_containers(call, deployed):
+    deployed.command("docker", ps="")
+    result = call()
+    assert result["services"]["llama"]["container"] is None
+    assert not [line for line in deployed.asked("docker") if line.startswith("docker inspect")]
+
+
+def test_no_packages_asked(call, deployed):
+    assert call()["packages"] == {}
+    assert deployed.asked("dpkg-query") == []
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+SPEC = (FIXTURES / "h200-x2/cdi-nvidia.yaml").read_text()
+OLD_SPEC = SPEC.replace("580.159.04", "550.54.15")
+AMD = json.dumps({"kind": "amd.com/gpu", "devices": [{"name": "0"}]})
+LOADED = (FIXTURES / "h200/proc.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("files", "loaded", "specs", "stale"),
+    [
+        pytest.param({"/run/cdi/nvidia.yaml": SPEC}, LOADED, ["/run/cdi/nvidia.yaml"], False, id="fresh"),
+        pytest.param({"/run/cdi/nvidia.yaml": OLD_SPEC}, LOADED, ["/run/cdi/nvidia.yaml"], True, id="of-another-driver"),
+        pytest.param({"/run/cdi/nvidia.yaml": SPEC}, "", ["/run/cdi/nvidia.yaml"], True, id="no-driver-loaded"),
+        pytest.param({}, LOADED, [], False, id="none"),
+        pytest.param({}, "", [], False, id="none-and-no-driver"),
+        pytest.param(
+            {"/etc/cdi/nvidia.yaml": OLD_SPEC, "/run/cdi/nvidia.yaml": SPEC},
+            LOADED,
+            ["/etc/cdi/nvidia.yaml", "/run/cdi/nvidia.yaml"],
+            True,
+            id="hand-made-file-hides-the-fresh-one",
+        ),
+        pytest.param({"/etc/cdi/amd.json": AMD, "/etc/cdi/broken.json": '{"kind"'}, LOADED, [], False, id="of-others"),
+        pytest.param({"/etc/cdi/nvidia.yaml.bak": OLD_SPEC}, LOADED, [], False, id="backup"),
+    ],
+)
+def test_cdi(call, machine, files, loaded, specs, stale):
+    machine.write("/proc/driver/nvidia/version", loaded)
+    for path, text in files.items():
+        machine.write(path, text)
+    cdi = call()["cdi"]
+    assert [spec["path"] for spec in cdi["specs"]] == [f"{machine.root}{path}" for path in specs]
+    assert cdi["stale"] is stale
+    assert len(cdi["devices"]) == (5 if specs else 0)
+
+
+@pytest.mark.parametrize(
+    ("age", "properties", "newer"),
+    [
+        pytest.param(50, {}, True, id="changed-after-the-start"),
+        pytest.param(150, {}, False, id="changed-before-the-start"),
+        pytest.param(50, {"ActiveEnterTimestampMonotonic": "0"}, False, id="never-started"),
+        pytest.param(None, {}, False, id="no-file"),
+    ],
+)
+def test_configuration_newer_than_daemon(call, deployed, age, properties, newer):
+    """Docker runs for 100 seconds."""
+    if age is not None:
+        changed = time.time() - age
+        os.utime(deployed.write("/etc/docker/daemon.json", "{}"), (changed, changed))
+    deployed.command("systemctl", show=deployed.unit("docker.service", **properties))
+    assert call()["engine"]["config_newer_than_daemon"] is newer
+
+
+@pytest.mark.parametrize("text", ["", '{"name": "lla', "[]", '"x"'], ids=["empty", "cut-off", "list", "string"])
+def test_broken_record_is_none(call, deployed, text):
+    deployed.write("/state/llama.json", text)
+    service = call()["services"]["llama"]
+    assert (service["record"], service["files"]) == (None, {})
+
+
+@pytest.mark.parametrize("text", ["", '{"key": "9c', "[1]", '"x"', "7"], ids=["empty", "cut-off", "list", "string", "number"])
+def test_broken_marker_is_none(call, deployed, text):
+    deployed.write(f"/cache/llama/{STAGED_MARKER}", text)
+    assert call()["services"]["llama"]["cache"]["staged"] is None
+
+
+def test_services_are_found_by_each_of_their_traces(call, deployed):
+    """A unit, a container, a record or a cache alone, as an interrupted play or a hand leaves them."""
+    deployed.write("/etc/systemd/system/nim-unit.service", "[Unit]\n")
+    deployed.write("/state/record.json", "{}")
+    deployed.write("/cache/cache/weights", "")
+    deployed.write("/cache/lost+found.txt", "")
+    stray = {**CONTAINER, "Name": "/nim-container", "Config": {"Image": "x", "Labels": {"com.github.baremetal-nim.service": "container"}}}
+    other = {**CONTAINER, "Name": "/other", "Config": {"Image": "x", "Labels": None}}
+    deployed.command("docker", inspect=json.dumps([CONTAINER, stray, other]))
+    failed = deployed.unit("nim-unit.service", ActiveState="failed", SubState="failed", UnitFileState="disabled", Result="exit-code")
+    gone = deployed.unit("nim-llama.service", LoadState="not-found", ActiveState="inactive", ActiveEnterTimestampMonotonic="0")
+    deployed.command("systemctl", show=f"{failed}\n{gone}")
+    services = call()["services"]
+    assert list(services) == ["cache", "container", "llama", "record", "unit"]
+    traces = {
+        name: [key for key in ("container", "record", "cache") if now[key] is not None] + (["unit"] if now["unit"]["exists"] else [])
+        for name, now in services.items()
+    }
+    assert traces == {
+        "cache": ["cache"],
+        "container": ["container"],
+        "llama": ["container", "record", "cache"],
+        "record": ["record"],
+        "unit": ["unit"],
+    }
+    unit = services["unit"]["unit"]
+    assert (unit["active"], unit["enabled"], unit["result"]) == ("failed", False, "exit-code")
+    assert services["llama"]["unit"]["uptime"] is None
+
+
+def test_disks_are_those_of_the_nearest_parent(call, tmp_path):
+    (tmp_path / "there").mkdir()
+    paths = [str(tmp_path / "there"), str(tmp_path / "not/there/yet"), "/", "/proc/self"]
+    disks = call(paths=paths)["disks"]
+    here = os.statvfs(tmp_path)
+    assert list(disks) == paths
+    for path in paths[:2]:
+        assert os.path.ismount(disks[path]["mount"])
+        assert str(tmp_path).startswith(disks[path]["mount"])
+        assert disks[path]["total"] == here.f_blocks * here.f_frsize
+        assert 0 < disks[path]["free"] <= disks[path]["total"]
+        assert disks[path]["read_only"] is False
+    assert disks["/"]["mount"] == "/"
+    assert disks["/proc/self"]["mount"] == "/proc"

@@ -1,0 +1,642 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module run on real directories; docker and systemd are small scripts that record what they are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.module_utils import _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
+from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
+from ansible_collections.baremetal.nim.plugins.modules import nim_cache
+
+KEY = "nvapi-9J3k2LmNoPqRsTuVwXyZ"
+REPOSITORY = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
+IMAGE = f"{REPOSITORY}:1.8.6"
+REFERENCE = f"{REPOSITORY}@sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1"
+IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1a2b"
+INSPECTED = [{"Id": IMAGE_ID, "RepoDigests": [REFERENCE], "Config": {"Entrypoint": ["/opt/nvidia/nvidia_entrypoint.sh"]}}]
+STAGE_KEY = "5cf60d61b0f464370a4259aa3943063e7f011f9423f53bc9e2d5245f79512222"
+PULL, STAGE = "nim-pull-llama.service", "nim-stage-llama.service"
+SIZE = 16_059_123_456
+SOON = 5.0
+
+STARTING = {"ActiveState": "activating", "SubState": "start-pre", "Result": "success"}
+RUNNING = {"ActiveState": "active", "SubState": "running", "Result": "success"}
+EXITED = {"ActiveState": "active", "SubState": "exited", "Result": "success"}
+FAILED = {"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "ExecMainStatus": "1"}
+
+# Every command: its words, parted by 0x1f, and its environment.
+RECORD = """\
+#!/bin/sh
+lab={lab}
+{{ printf '%s' "${{0##*/}}"; printf '\\037%s' "$@"; echo; }} >> $lab/log
+export -p >> $lab/environment
+"""
+COMMANDS = {
+    # docker image inspect IMAGE
+    "docker": """
+if [ -e $lab/docker.err ]; then /bin/cat $lab/docker.err >&2; exit 1; fi
+if [ -e $lab/image.json ]; then /bin/cat $lab/image.json; exit; fi
+echo '[]'
+echo "Error response from daemon: No such image: $3" >&2
+exit 1
+""",
+    # Opens the standard input of the unit, as systemd does before systemd-run returns.
+    "systemd-run": """
+if [ -e $lab/systemd-run.err ]; then /bin/cat $lab/systemd-run.err >&2; exit 1; fi
+for word; do
+  case $word in
+    --unit=*) unit=${word#*=} ;;
+    --description=*) description=${word#*=} ;;
+    --property=StandardInput=file:*) key=${word#*file:} ;;
+    --) break ;;
+  esac
+done
+if [ -n "${key-}" ]; then
+  /bin/cat "$key" > $lab/$unit.stdin
+  /usr/bin/stat -c %a "$key" "${key%/*}" > $lab/$unit.modes
+fi
+echo "$description" > $lab/$unit.description
+/bin/mv $lab/$unit.next $lab/$unit.shows
+""",
+    # Each look at a unit shows its next state; the last one stays.
+    "systemctl": """
+for unit; do :; done
+case $1 in
+  show)
+    if [ ! -d $lab/$unit.shows ]; then
+      printf 'Id=%s\\nDescription=%s\\nLoadState=not-found\\nActiveState=inactive\\nSubState=dead\\n' "$unit" "$unit"
+      exit
+    fi
+    set -- $lab/$unit.shows/*
+    /bin/cat "$1"
+    printf 'Id=%s\\nDescription=%s\\n' "$unit" "$(/bin/cat $lab/$unit.description)"
+    [ $# = 1 ] || /bin/rm "$1"
+    ;;
+  stop)
+    /bin/rm -rf $lab/$unit.shows
+    if [ $unit = nim-pull-llama.service ] && [ -e $lab/image.pulled ]; then /bin/mv $lab/image.pulled $lab/image.json; fi
+    ;;
+esac
+""",
+    "journalctl": '/bin/cat "$lab/journal.${1#*=}"\n',
+    "du": "printf '%s\\t%s\\n' $(/bin/cat $lab/size) \"$2\"\n",
+}
+
+
+class Lab:
+    """What the scripts know and record."""
+
+    def __init__(self, root):
+        self.root = root
+        self.cache = root / "cache" / "llama"
+        self.keys = root / "run"
+        (root / "bin").mkdir()
+        for name, body in COMMANDS.items():
+            script = root / "bin" / name
+            script.write_text(RECORD.format(lab=root) + body)
+            script.chmod(0o755)
+        (root / "size").write_text(str(SIZE))
+
+    def image(self, inspected=INSPECTED, there=True):
+        """An image that is there, or will be once it is pulled."""
+        (self.root / ("image.json" if there else "image.pulled")).write_text(json.dumps(inspected))
+
+    def unit(self, name, *states, journal=(), there=None):
+        """States that a unit will go through once it is started, or, with a description (THERE), goes through already."""
+        folder = self.root / f"{name}.{'next' if there is None else 'shows'}"
+        folder.mkdir()
+        for number, state in enumerate(states):
+            values = {"LoadState": "loaded", "InvocationID": f"id-of-{name}", **state}
+            (folder / f"{number:02}").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+        if there is not None:
+            (self.root / f"{name}.description").write_text(f"{there}\n")
+        (self.root / f"journal.id-of-{name}").write_text("".join(f"{line}\n" for line in journal))
+
+    def marker(self, text=None, **changes):
+        """The marker that an earlier download left."""
+        self.cache.mkdir(parents=True)
+        content = {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, **changes}
+        (self.cache / STAGED_MARKER).write_text(json.dumps(content) if text is None else text)
+
+    def staged(self):
+        """What the marker says."""
+        return json.loads((self.cache / STAGED_MARKER).read_text())
+
+    def commands(self):
+        """Words of every command that was run."""
+        log = self.root / "log"
+        return [line.split("\x1f") for line in log.read_text().splitlines()] if log.exists() else []
+
+    def started(self):
+        """Units that were started."""
+        return [word[7:] for command in self.commands() if command[0] == "systemd-run" for word in command if word.startswith("--unit=")]
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    lab = Lab(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(nim_cache, "KEY_DIR", str(lab.keys))
+    monkeypatch.setattr(nim_cache, "POLL", 0.001)
+    if os.getuid():
+        # Only root may drop groups; a user's write test runs with the groups that it has.
+        monkeypatch.setattr(nim_cache.os, "setgroups", lambda _groups: None)
+    return lab
+
+
+@pytest.fixture
+def call(lab, capsys):
+    """Run the module; return its result."""
+
+    def run(check_mode=False, **args):
+        args = {
+            "name": "llama",
+            "image": IMAGE,
+            "repository": REPOSITORY,
+            "path": str(lab.cache),
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "devices": ["nvidia.com/gpu=0"],
+            "ulimits": ["nofile=65536"],
+            "env": {"NIM_TELEMETRY_MODE": "0"},
+            "stage_key": STAGE_KEY,
+            "api_key": KEY,
+            "timeout": 30,
+            **args,
+        }
+        start = time.monotonic()
+        with patch_module_args({**args, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit) as caught:
+            nim_cache.main()
+        text = capsys.readouterr().out
+        assert time.monotonic() - start < SOON
+        result = json.loads(text)
+        assert caught.value.code == (1 if result.get("failed") else 0)
+        # Whatever happens, the key is nowhere but in the standard input of the download.
+        assert KEY not in text
+        for name in ("log", "environment"):
+            assert not (lab.root / name).exists() or KEY not in (lab.root / name).read_text()
+        assert not list(lab.keys.glob("*"))
+        return result
+
+    return run
+
+
+@pytest.fixture
+def fail(call):
+    """Run the module, which must fail; return its result."""
+
+    def run(**args):
+        result = call(**args)
+        assert result.get("failed"), result
+        assert result["msg"].startswith("service llama: ")
+        assert result["waiting"] is False
+        assert CURES.get(result["failure_class"], "Cure the cause, then run the play again.") in result["msg"]
+        assert f" Next: {result['next_command']}" in result["msg"]
+        return result
+
+    return run
+
+
+def description(what):
+    """Description of a unit."""
+    return f"baremetal.nim: {what} [{STAGE_KEY[:16]}]"
+
+
+PULLING, DOWNLOADING = description(f"pull of {IMAGE}"), description("download of the weights of llama")
+
+
+# -- the whole way -----------------------------------------------------------------------------------------------------
+
+
+def test_from_nothing(lab, call):
+    lab.image(there=False)
+    lab.unit(PULL, STARTING, RUNNING, EXITED)
+    lab.unit(STAGE, RUNNING, RUNNING, EXITED)
+    before = time.time()
+    result = call()
+    result.pop("invocation", None)
+    assert result == {
+        "changed": True,
+        "waiting": False,
+        "phase": "done",
+        "history": [{"phase": "done", "detail": ""}],
+        "last_log": "",
+        "image_id": IMAGE_ID,
+        "image_reference": REFERENCE,
+        "bytes": SIZE,
+    }
+    docker = str(lab.root / "bin/docker")
+    service = {
+        "name": "llama",
+        "devices": ["nvidia.com/gpu=0"],
+        "ulimits": ["nofile=65536"],
+        "env": {"NIM_TELEMETRY_MODE": "0"},
+        "path": str(lab.cache),
+        "cache_mount": "/opt/nim/.cache",
+        "prefetch": ["download-to-cache"],
+    }
+    pull = _staging.transient_unit(PULL, PULLING, [docker, "pull", IMAGE])
+    stage = _staging.transient_unit(
+        STAGE,
+        DOWNLOADING,
+        _staging.stage_command(docker, service, INSPECTED[0], with_key=True),
+        f"{lab.keys}/{STAGE}.key",
+        f"{docker} rm --force nim-stage-llama",
+    )
+    assert [command for command in lab.commands() if command[0] == "systemd-run"] == [pull, stage]
+    # A unit is forgotten as soon as it is done, so that the next one can have its name.
+    assert [command for command in lab.commands() if command[:2] == ["systemctl", "stop"]] == [
+        ["systemctl", "stop", PULL],
+        ["systemctl", "stop", STAGE],
+    ]
+    staged = lab.staged()
+    assert before - 1 <= staged.pop("finished") <= time.time()
+    assert staged == {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, "bytes": SIZE}
+    assert stat.S_IMODE((lab.cache / STAGED_MARKER).stat().st_mode) == 0o644
+    assert [path.name for path in lab.cache.iterdir()] == [STAGED_MARKER]
+
+
+def test_the_key_is_given_on_standard_input_of_the_download_only(lab, call):
+    lab.image(there=False)
+    lab.unit(PULL, EXITED)
+    lab.unit(STAGE, EXITED)
+    call()
+    assert (lab.root / f"{STAGE}.stdin").read_text() == f"{KEY}\n"
+    assert (lab.root / f"{STAGE}.modes").read_text().split() == ["600", "700"]
+    assert not (lab.root / f"{PULL}.stdin").exists()
+
+
+@pytest.mark.parametrize("api_key", [None, ""], ids=["none", "empty"])
+def test_without_a_key(lab, call, api_key):
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call(api_key=api_key)["changed"] is True
+    (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
+    assert not [word for word in command if "StandardInput" in word or word == "--entrypoint"]
+    assert command[-2:] == [IMAGE_ID, "download-to-cache"]
+    assert not lab.keys.exists()
+
+
+def test_second_run_looks_only(lab, call):
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    call()
+    before = (lab.cache / STAGED_MARKER).stat()
+    (lab.root / "log").unlink()
+    result = call()
+    assert (result["changed"], result["phase"], result["bytes"]) == (False, "done", SIZE)
+    assert result["image_reference"] == REFERENCE
+    assert lab.commands() == [["docker", "image", "inspect", IMAGE], ["du", "-sb", str(lab.cache)]]
+    assert (lab.cache / STAGED_MARKER).stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_staged_weights_without_their_image_pull_only(lab, call):
+    lab.marker()
+    lab.image(there=False)
+    lab.unit(PULL, EXITED)
+    result = call()
+    assert (result["changed"], result["image_id"]) == (True, IMAGE_ID)
+    assert lab.started() == [PULL]
+
+
+@pytest.mark.parametrize(
+    "reference", [REFERENCE, f"mirror.example.com/{REFERENCE}", IMAGE_ID], ids=["pulled", "pulled-from-a-mirror", "loaded"]
+)
+def test_staged_weights_of_the_same_image_under_another_name(lab, call, reference):
+    lab.marker(image_reference=reference)
+    lab.image([{**INSPECTED[0], "RepoDigests": [f"mirror.example.com/{REFERENCE}", REFERENCE]}])
+    assert call()["changed"] is False
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param({"key": "of-another-image"}, id="another-key"),
+        pytest.param({"text": ""}, id="empty"),
+        pytest.param({"text": '{"key": "5cf6'}, id="cut-off"),
+        pytest.param({"text": "[]"}, id="list"),
+        # The tag was moved, and the image of old is gone: the unit would ask for a digest that is not there.
+        pytest.param({"image_reference": f"{REPOSITORY}@sha256:old"}, id="another-digest-under-the-same-tag"),
+    ],
+)
+def test_any_other_marker_stages_again(lab, call, left):
+    lab.marker(**left)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call()["changed"] is True
+    assert lab.started() == [STAGE]
+    assert (lab.staged()["key"], lab.staged()["image_reference"]) == (STAGE_KEY, REFERENCE)
+
+
+def test_marker_does_not_follow_a_link(lab, call):
+    """The image's user owns the cache and may lay links there."""
+    precious = lab.root / "precious"
+    precious.write_text("{}")
+    precious.chmod(0o600)
+    lab.cache.mkdir(parents=True)
+    (lab.cache / STAGED_MARKER).symlink_to(precious)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    call()
+    assert precious.read_text() == "{}"
+    assert not (lab.cache / STAGED_MARKER).is_symlink()
+    assert lab.staged()["key"] == STAGE_KEY
+
+
+# -- check mode --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "changed"),
+    [("bare-host", True), ("empty-cache", True), ("other-weights", True), ("staged", False)],
+    ids=["bare-host", "empty-cache", "other-weights", "staged"],
+)
+def test_check_mode_runs_nothing_and_writes_nothing(lab, call, state, changed):
+    if state == "empty-cache":
+        lab.cache.mkdir(parents=True)
+    elif state != "bare-host":
+        lab.marker(key=STAGE_KEY if state == "staged" else "other")
+    before = sorted(path.relative_to(lab.root) for path in lab.root.rglob("*"))
+    result = call(check_mode=True)
+    assert (result["changed"], result["waiting"]) == (changed, False)
+    assert lab.commands() == []
+    assert sorted(path.relative_to(lab.root) for path in lab.root.rglob("*")) == before
+
+
+# -- attaching ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("states", [[STARTING, RUNNING, EXITED], [RUNNING, EXITED], [EXITED]], ids=["starting", "running", "ended-unseen"])
+def test_a_download_under_way_is_waited_for(lab, call, states):
+    lab.image()
+    lab.unit(STAGE, *states, there=DOWNLOADING)
+    # A play that was killed just after it started the unit left this.
+    lab.keys.mkdir()
+    (lab.keys / f"{STAGE}.key").write_text(f"{KEY}\n")
+    assert call()["phase"] == "done"
+    assert lab.started() == []
+    assert lab.staged()["key"] == STAGE_KEY
+
+
+def test_a_pull_under_way_is_waited_for(lab, call):
+    lab.image(there=False)
+    lab.unit(PULL, RUNNING, EXITED, there=PULLING)
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done"
+    assert lab.started() == [STAGE]
+
+
+@pytest.mark.parametrize(
+    ("states", "there"),
+    [
+        pytest.param([RUNNING], DOWNLOADING.replace(STAGE_KEY[:16], "another-key"), id="of-an-earlier-wish"),
+        pytest.param([FAILED], DOWNLOADING, id="failed-before"),
+        pytest.param([FAILED], "nim-stage-llama.service", id="failed-and-of-somebody-else"),
+    ],
+)
+def test_any_other_unit_of_the_name_makes_way(lab, call, states, there):
+    lab.image()
+    lab.unit(STAGE, *states, there=there)
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done"
+    steps = [tuple(command[:2]) for command in lab.commands() if command[0] in ("systemctl", "systemd-run")]
+    assert [step for step in steps if step[1] != "show"][:3] == [
+        ("systemctl", "stop"),
+        ("systemctl", "reset-failed"),
+        ("systemd-run", "--quiet"),
+    ]
+
+
+# -- slices ------------------------------------------------------------------------------------------------------------
+
+
+def test_slice_of_a_pull(lab, call):
+    lab.image(there=False)
+    journal = ["1.8.6: Pulling from nim/meta/llama-3.1-8b-instruct"]
+    journal += [f"{layer}: Pulling fs layer" for layer in ("d5fd17ec1767", "4f4fb700ef54", "0b1c2d3e4f50")]
+    lab.unit(PULL, RUNNING, journal=[*journal, "d5fd17ec1767: Pull complete"])
+    result = call(max_wait=0.01)
+    assert result["changed"] is True
+    assert (result["waiting"], result["phase"], result["resume"]) == (True, "image", {"elapsed": 0.0})
+    assert result["history"] == [{"phase": "image", "detail": "1 of 3 layers"}]
+
+
+def test_slices_of_a_download(lab, call):
+    lab.image()
+    lab.unit(STAGE, RUNNING, journal=["INFO download begins", "INFO 3 of 17 files: model-00003.safetensors"])
+    result = call(max_wait=0.01)
+    assert (result["waiting"], result["phase"]) == (True, "weights")
+    assert result["history"] == [{"phase": "weights", "detail": "16.1 GB"}]
+    assert result["last_log"] == "INFO 3 of 17 files: model-00003.safetensors"
+    assert result["image_id"] == IMAGE_ID
+    assert not (lab.cache / STAGED_MARKER).exists()
+    result = call(max_wait=0.01, resume={"elapsed": 2.0})
+    assert result["waiting"] is True
+    assert lab.started() == [STAGE]
+
+
+@pytest.mark.parametrize(("timeout", "elapsed"), [(0.01, 0.0), (3600, 3600.0)], ids=["in-one-go", "in-slices"])
+def test_timeout_leaves_the_download_going(lab, fail, timeout, elapsed):
+    lab.image()
+    lab.unit(STAGE, RUNNING, journal=["INFO 3 of 17 files"])
+    result = fail(timeout=timeout, resume={"elapsed": elapsed})
+    assert result["failure_class"] == "staging_failed"
+    assert f"is not done after {timeout:.0f} s and goes on; run the play again to wait for it." in result["msg"]
+    assert (result["evidence"], result["next_command"]) == (["INFO 3 of 17 files"], f"journalctl -fu {STAGE}")
+    assert ["systemctl", "stop", STAGE] not in lab.commands()
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("journal", "failure_class"),
+    [
+        pytest.param(
+            ["Error response from daemon: unauthorized: <html><h1>401 Authorization Required</h1></html>"], "auth", id="auth"
+        ),
+        pytest.param(
+            ["Error response from daemon: pull access denied for nvcr.io/nim/x, repository does not exist or may require 'docker login'"],
+            "auth",
+            id="denied",
+        ),
+        pytest.param([f"Error response from daemon: manifest for {IMAGE} not found: manifest unknown"], "image_missing", id="image_missing"),
+        pytest.param(
+            ["d5fd17ec1767: Downloading", "write /var/lib/docker/tmp/GetImageBlob1: no space left on device"], "disk_full", id="disk_full"
+        ),
+        pytest.param(["Error response from daemon: Get https://nvcr.io/v2/: dial tcp: lookup nvcr.io: no such host"], "staging_failed", id="network"),
+        pytest.param([], "staging_failed", id="silent"),
+    ],
+)
+def test_pull_that_fails(lab, fail, journal, failure_class):
+    lab.unit(PULL, RUNNING, FAILED, journal=journal)
+    result = fail()
+    assert (result["failure_class"], result["phase"]) == (failure_class, "image")
+    assert f"pull of {IMAGE} failed (exit status 1): {journal[-1] if journal else ''}" in result["msg"]
+    assert result["evidence"] == journal
+    assert result["next_command"] == f"journalctl _SYSTEMD_INVOCATION_ID=id-of-{PULL}"
+    # The next run begins anew.
+    assert lab.commands()[-2:] == [["systemctl", "stop", PULL], ["systemctl", "reset-failed", PULL]]
+    assert lab.started() == [PULL]
+
+
+@pytest.mark.parametrize(
+    ("journal", "failure_class", "culprit"),
+    [
+        pytest.param(
+            ["Traceback (most recent call last):", "Exception: Authentication Error: invalid API key. Access denied.", "", "nim exited"],
+            "auth",
+            "Authentication Error: invalid API key. Access denied.",
+            id="auth",
+        ),
+        pytest.param(
+            ["ERROR Detected 0 compatible profile(s).", "Traceback", "RuntimeError: exit 1"], "no_profile", "Detected 0 compatible", id="no_profile"
+        ),
+        pytest.param(["OSError: [Errno 28] No space left on device: '/opt/nim/.cache/x'"], "disk_full", "No space left", id="disk_full"),
+        pytest.param(["OSError: [Errno 13] Permission denied: '/opt/nim/.cache/ngc'"], "cache_permission", "Permission denied", id="cache_permission"),
+        pytest.param(
+            ["docker: Error response from daemon: could not select device driver \"cdi\" with capabilities: []."],
+            "gpu_unavailable",
+            "could not select device driver",
+            id="gpu_unavailable",
+        ),
+        pytest.param(["torch.OutOfMemoryError: CUDA out of memory."], "out_of_memory", "out of memory", id="out_of_memory"),
+        pytest.param(["something else", "went wrong.", "  "], "staging_failed", "went wrong", id="unknown"),
+    ],
+)
+def test_download_that_fails(lab, fail, journal, failure_class, culprit):
+    lab.image()
+    lab.unit(STAGE, RUNNING, FAILED, journal=journal)
+    result = fail()
+    assert (result["failure_class"], result["phase"]) == (failure_class, "weights")
+    assert "download of the weights of llama failed (exit status 1): " in result["msg"]
+    assert culprit in result["msg"].splitlines()[0]
+    assert result["evidence"] == [line for line in journal if line.strip()]
+    assert not (lab.cache / STAGED_MARKER).exists()
+
+
+def test_evidence_is_the_end_of_the_journal_without_the_key(lab, fail):
+    """An image that prints its key must not bring it into the output of a play."""
+    lab.image()
+    lab.unit(STAGE, FAILED, journal=[f"line {number}" for number in range(50)] + [f"NGC_API_KEY={KEY}", "gave up"])
+    evidence = fail()["evidence"]
+    assert len(evidence) == 20
+    assert evidence[-3:] == ["line 49", "NGC_API_KEY=********", "gave up"]
+
+
+def test_systemd_that_refuses(lab, fail):
+    lab.image()
+    (lab.root / "systemd-run.err").write_text("Failed to start transient service unit: Unit nim-stage-llama.service already exists\n")
+    result = fail()
+    assert result["failure_class"] == "unit_unreadable"
+    assert f"systemd-run did not start {STAGE}: Failed to start transient service unit" in result["msg"]
+    assert result["changed"] is True  # The directory was made.
+
+
+def test_docker_that_does_not_answer(lab, fail):
+    (lab.root / "docker.err").write_text("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n")
+    result = fail()
+    assert (result["failure_class"], result["next_command"]) == ("unit_stopped", "systemctl status docker")
+    assert "docker does not answer: Cannot connect" in result["msg"]
+    assert lab.started() == []
+
+
+def test_image_that_is_not_there_after_its_pull(lab, fail):
+    lab.unit(PULL, EXITED)
+    result = fail()
+    assert (result["failure_class"], result["next_command"]) == ("image_missing", f"docker pull {IMAGE}")
+
+
+# -- directory ---------------------------------------------------------------------------------------------------------
+
+
+def test_too_little_space(lab, fail):
+    result = fail(cache_bytes=10**18)
+    assert (result["failure_class"], result["phase"]) == ("disk_full", "directory")
+    assert " free, wanted 1000000.0 TB." in result["msg"]
+    assert result["next_command"] == f"df -h {lab.cache}"
+    assert {tuple(command[:2]) for command in lab.commands()} <= {("du", "-sb"), ("systemctl", "show")}
+
+
+@pytest.mark.parametrize(
+    ("size", "marker", "enough"),
+    [
+        pytest.param(10**18, False, True, id="left-by-an-interrupted-download"),
+        pytest.param(10**18, True, False, id="of-another-image"),
+        pytest.param(10**9, False, False, id="little-left"),
+    ],
+)
+def test_what_is_there_already_needs_no_space_again(lab, call, size, marker, enough):
+    (lab.root / "size").write_text(str(size))
+    if marker:
+        lab.marker(key="of-another-image")
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert bool(call(cache_bytes=10**18).get("failed")) is not enough
+
+
+def test_a_download_under_way_is_not_refused_for_the_space_it_has_taken(lab, call):
+    lab.image()
+    lab.marker(key="of-another-image")
+    lab.unit(STAGE, RUNNING, there=DOWNLOADING)
+    assert call(cache_bytes=10**18, max_wait=0.01)["waiting"] is True
+
+
+def test_staged_weights_need_no_space(lab, call):
+    lab.marker()
+    lab.image()
+    assert call(cache_bytes=10**18)["changed"] is False
+
+
+def test_a_cache_that_cannot_be_a_directory(lab, fail):
+    (lab.root / "cache").write_text("")
+    result = fail()
+    assert result["failure_class"] == "cache_permission"
+    assert f"cache {lab.cache} cannot be prepared: Not a directory, wanted a directory of {os.getuid()}:{os.getgid()}." in result["msg"]
+    assert result["next_command"] == f"findmnt -T {lab.cache}; ls -ldn {lab.cache}"
+    assert lab.commands() == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a directory away")
+def test_cache_is_given_to_the_images_user(lab, call):
+    lab.marker()
+    lab.image()
+    result = call(uid=4321, gid=4322)
+    assert result["changed"] is True
+    assert (lab.cache.stat().st_uid, lab.cache.stat().st_gid) == (4321, 4322)
+    assert call(uid=4321, gid=4322)["changed"] is False
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can write as somebody else")
+def test_write_test_is_made_as_the_images_user(lab, fail):
+    """The directory is given to that user, but one above it lets nobody but root in."""
+    lab.root.chmod(0o700)
+    result = fail(uid=4321, gid=4321)
+    assert result["failure_class"] == "cache_permission"
+    assert f"uid 4321 cannot write to cache {lab.cache}: Permission denied." in result["msg"]
+    assert result["next_command"].startswith(f"findmnt -T {lab.cache}; df -h ")
+    assert lab.started() == []
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_write_test_finds_a_directory_that_refuses(lab, fail):
+    lab.cache.mkdir(parents=True, mode=0o555)
+    result = fail()
+    assert result["failure_class"] == "cache_permission"
+    assert f"cannot write to cache {lab.cache}: Permission denied." in result["msg"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may give directories away")
+def test_user_cannot_give_the_cache_away(lab, fail):
+    result = fail(uid=0, gid=0)
+    assert result["failure_class"] == "cache_permission"
+    assert "cannot be prepared: Operation not permitted, wanted a directory of 0:0." in result["msg"]
