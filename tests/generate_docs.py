@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes what the documentation says about variables and plugins from the code that defines them.
 
-    generate_docs.py            role pages, docs/plugins.md, the tables in README.md
-    generate_docs.py --check    say what is stale, change nothing
+generate_docs.py            role pages, docs/plugins.md, the tables in README.md
+generate_docs.py --check    say what is stale, change nothing
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def table(options: dict[str, Any]) -> str:
         text = plain(words if isinstance(words, str) else " ".join(words))
         if "choices" in option:
             text += " One of " + ", ".join(f"`{choice}`" for choice in option["choices"]) + "."
-        lines.append(f"| `{name}` | {kind} | {default.replace('|', chr(92) + '|')} | {text.replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| `{name}` | {kind} | {default.replace('|', chr(92) + '|')} | {text.replace('|', chr(92) + '|')} |"
+        )
     return "\n".join(lines)
 
 
@@ -138,7 +140,10 @@ def role_page(name: str) -> str:
 def plugin_index() -> str:
     """docs/plugins.md."""
     lines = ["# Modules and filters", "", "<!-- Made by `make docs` from the plugins. -->", ""]
-    lines += ["`ansible-doc -t module baremetal.nim.NAME` and `ansible-doc -t filter baremetal.nim.NAME` show them in full.", ""]
+    lines += [
+        "`ansible-doc -t module baremetal.nim.NAME` and `ansible-doc -t filter baremetal.nim.NAME` show them in full.",
+        "",
+    ]
     for folder, title in (("modules", "Modules"), ("filter", "Filters")):
         lines += [f"## {title}", "", "| name | what it does |", "| --- | --- |"]
         for path in sorted((ROOT / "plugins" / folder).glob("*.py")):

@@ -19,7 +19,11 @@ check() { # check NAME COMMAND...
   fi
 }
 
-shell_scripts() { git ls-files -co --exclude-standard -z | xargs -0 grep -lE '^#!.*\b(ba)?sh$'; }
+shell_scripts() { # by their first line; others may quote one
+  git ls-files -co --exclude-standard -z | while IFS= read -r -d '' file; do
+    if [ -f "$file" ] && head -n 1 "$file" | grep -qaE '^#!.*\b(ba)?sh$'; then echo "$file"; fi
+  done
+}
 
 # A list of everything that may be skipped must not exist, and no line may ask for an exception.
 no_exceptions() {

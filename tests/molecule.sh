@@ -2,7 +2,7 @@
 # Runs molecule scenarios one after another: tests/molecule.sh SCENARIO...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" MOLECULE_GLOB="molecule/*/molecule.yml"
+export NO_COLOR=1 PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" MOLECULE_GLOB="molecule/*/molecule.yml"
 for scenario in "$@"; do
   printf '\n=== molecule %s ===\n' "$scenario"
   started=$SECONDS

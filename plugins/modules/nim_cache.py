@@ -335,7 +335,10 @@ class Stage:
     def under_way(self, unit: str, what: str) -> bool:
         """Whether an earlier run has started just this."""
         state = self.unit_state(unit)
-        return state.get("Description") == self.description(what) and state.get("ActiveState") in ("active", "activating")
+        return state.get("Description") == self.description(what) and state.get("ActiveState") in (
+            "active",
+            "activating",
+        )
 
     def carry(self, unit: str, what: str, argv: list[str], key: str | None = None, before: str | None = None) -> bool:
         """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time."""

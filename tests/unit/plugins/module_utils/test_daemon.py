@@ -19,7 +19,10 @@ OURS = {"live-restore": True, "features": {"cdi": True}}
         ("", {}),
         ("\n  \n", {}),
         ("{}", {}),
-        ('{"log-driver": "journald", "features": {"buildkit": true}}\n', {"log-driver": "journald", "features": {"buildkit": True}}),
+        (
+            '{"log-driver": "journald", "features": {"buildkit": true}}\n',
+            {"log-driver": "journald", "features": {"buildkit": True}},
+        ),
     ],
     ids=["empty", "white-space", "empty-object", "object"],
 )
@@ -65,7 +68,9 @@ def test_parse_refuses(text, said):
         ),
         pytest.param({"dns": ["10.0.0.2"]}, {"dns": ["10.0.0.3"]}, {"dns": ["10.0.0.3"]}, id="lists-are-replaced"),
         pytest.param({"features": "none"}, OURS, OURS, id="a-word-gives-way-to-a-dictionary"),
-        pytest.param({"features": {"cdi": True}}, {"features": False}, {"features": False}, id="a-dictionary-gives-way-to-a-word"),
+        pytest.param(
+            {"features": {"cdi": True}}, {"features": False}, {"features": False}, id="a-dictionary-gives-way-to-a-word"
+        ),
     ],
 )
 def test_merge(current, wanted, merged):
@@ -75,5 +80,7 @@ def test_merge(current, wanted, merged):
 
 
 def test_render_keeps_the_order_of_keys():
-    text = _daemon.render(_daemon.merge({"storage-driver": "overlay2", "dns": []}, {"dns": ["10.0.0.2"], "bip": "172.17.0.1/16"}))
+    text = _daemon.render(
+        _daemon.merge({"storage-driver": "overlay2", "dns": []}, {"dns": ["10.0.0.2"], "bip": "172.17.0.1/16"})
+    )
     assert text == '{\n  "storage-driver": "overlay2",\n  "dns": [\n    "10.0.0.2"\n  ],\n  "bip": "172.17.0.1/16"\n}\n'

@@ -94,7 +94,9 @@ ANSI_COLOR="0;32"
         pytest.param(ROCKY_9, "Rocky", "9.6", "9", None, id="rocky-9"),
         pytest.param("ID='rhel'\nVERSION_ID='10.0'\n", "RedHat", "10.0", "10", None, id="rhel-in-single-quotes"),
         pytest.param("ID=almalinux\nVERSION_ID=9.4\n", "AlmaLinux", "9.4", "9", None, id="almalinux"),
-        pytest.param("# ID=debian\n\nID=opensuse-leap\nVERSION_ID=15.6\n", "Opensuse-leap", "15.6", "15", None, id="comment"),
+        pytest.param(
+            "# ID=debian\n\nID=opensuse-leap\nVERSION_ID=15.6\n", "Opensuse-leap", "15.6", "15", None, id="comment"
+        ),
         pytest.param("", "Unknown", "", "", None, id="no-file"),
     ],
 )
@@ -207,7 +209,11 @@ def test_nvidia_smi_that_is_no_report(text):
             "535.104.05",
             id="closed-modules",
         ),
-        pytest.param("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  570.86  Release Build\n", "570.86", id="two-numbers"),
+        pytest.param(
+            "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  570.86  Release Build\n",
+            "570.86",
+            id="two-numbers",
+        ),
         pytest.param("", None, id="no-driver"),
         pytest.param("GCC version:  gcc version 12.2.0\n", None, id="without-the-line"),
     ],
@@ -250,20 +256,24 @@ def test_cdi_spec_recorded_from_nvidia_ctk():
     ("text", "expected"),
     [
         pytest.param(json.dumps(CDI_JSON), ("nvidia.com/gpu", ["0", "all"], "535.104.05"), id="json"),
-        pytest.param(json.dumps(CDI_JSON, indent=2), ("nvidia.com/gpu", ["0", "all"], "535.104.05"), id="json-of-many-lines"),
+        pytest.param(
+            json.dumps(CDI_JSON, indent=2), ("nvidia.com/gpu", ["0", "all"], "535.104.05"), id="json-of-many-lines"
+        ),
         pytest.param(
             "cdiVersion: 0.3.0\ncontainerEdits:\n  mounts:\n  - containerPath: /usr/lib64/libnvidia-ml.so.550.54.15\n"
-            "devices:\n- containerEdits:\n    deviceNodes:\n    - path: /dev/nvidia0\n  name: \"0\"\n"
+            'devices:\n- containerEdits:\n    deviceNodes:\n    - path: /dev/nvidia0\n  name: "0"\n'
             "- containerEdits:\n    deviceNodes:\n    - path: /dev/nvidia0\n  name: all\nkind: nvidia.com/gpu\n",
             ("nvidia.com/gpu", ["0", "all"], "550.54.15"),
             id="yaml-with-sorted-keys",
         ),
         pytest.param(
-            "cdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices:\n- name: \"0\"\n  containerEdits: {}\n",
+            'cdiVersion: 0.6.0\nkind: amd.com/gpu\ndevices:\n- name: "0"\n  containerEdits: {}\n',
             ("amd.com/gpu", ["0"], None),
             id="another-vendor",
         ),
-        pytest.param("cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: []\n", ("nvidia.com/gpu", [], None), id="no-devices"),
+        pytest.param(
+            "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices: []\n", ("nvidia.com/gpu", [], None), id="no-devices"
+        ),
         pytest.param("", (None, [], None), id="empty-file"),
         pytest.param('{"kind": "nvidia.com/gpu", "devices": [{"na', (None, [], None), id="cut-off-json"),
     ],
@@ -299,7 +309,7 @@ TCP6 = """\
 def test_listeners():
     assert _host.parse_listeners(TCP) == [
         {"address": "127.0.0.1", "port": 8000, "inode": "154313"},
-        {"address": "0.0.0.0", "port": 22, "inode": "20731"},
+        {"address": "0.0.0.0", "port": 22, "inode": "20731"},  # noqa: S104 - what sshd does
         {"address": "10.0.1.4", "port": 8001, "inode": "154399"},
     ]
 
@@ -314,7 +324,9 @@ def test_listeners_of_ipv6():
     ]
 
 
-@pytest.mark.parametrize("text", ["", TCP.splitlines()[0] + "\n", TCP[:150]], ids=["no-file", "nothing-listens", "cut-off"])
+@pytest.mark.parametrize(
+    "text", ["", TCP.splitlines()[0] + "\n", TCP[:150]], ids=["no-file", "nothing-listens", "cut-off"]
+)
 def test_no_listeners(text):
     assert _host.parse_listeners(text) == []
 
@@ -358,7 +370,12 @@ UnitFileState=
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\n\n", "System has not been booted with systemd as init system (PID 1). Can't operate.\n", "LoadState=loaded\nActiveState=active\n"],
+    [
+        "",
+        "\n\n",
+        "System has not been booted with systemd as init system (PID 1). Can't operate.\n",
+        "LoadState=loaded\nActiveState=active\n",
+    ],
     ids=["nothing", "empty-lines", "no-systemd", "block-without-id"],
 )
 def test_systemctl_show_without_units(text):
@@ -405,7 +422,9 @@ DEAD_DAEMON = {
     "DockerRootDir": "",
     "ServerVersion": "",
     "CDISpecDirs": None,
-    "ServerErrors": ["Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"],
+    "ServerErrors": [
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+    ],
     "ClientInfo": {"Debug": False, "Version": "26.1.5+dfsg1", "Context": "default"},
 }
 
@@ -510,7 +529,9 @@ LOGIN = "$oauthtoken:nvapi-AbC-123"
 @pytest.mark.parametrize(
     ("config", "registries"),
     [
-        pytest.param({"auths": {"nvcr.io": {"auth": base64.b64encode(LOGIN.encode()).decode()}}}, ["nvcr.io"], id="auth"),
+        pytest.param(
+            {"auths": {"nvcr.io": {"auth": base64.b64encode(LOGIN.encode()).decode()}}}, ["nvcr.io"], id="auth"
+        ),
         pytest.param({"auths": {"nvcr.io": {}}, "credsStore": "secretservice"}, [], id="credential-helper"),
         pytest.param({"auths": {"nvcr.io": {"auth": ""}}}, [], id="empty-auth"),
         pytest.param({"auths": {"nvcr.io": {"auth": "bnZhcGk"}}}, [], id="auth-is-no-base64"),

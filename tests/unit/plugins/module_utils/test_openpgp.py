@@ -86,13 +86,23 @@ def public_key(body, tag=6):
         pytest.param(ED25519.replace(b"\n", b"\r\n"), [ED25519_FINGERPRINT], id="windows-lines"),
         pytest.param(b"The key of our packages:\n\n" + ED25519 + b"\nbye\n", [ED25519_FINGERPRINT], id="text-around"),
         pytest.param(
-            ED25519.replace(b"BLOCK-----\n\n", b"BLOCK-----\nVersion: GnuPG v2\nComment: x\n\n"), [ED25519_FINGERPRINT], id="headers"
+            ED25519.replace(b"BLOCK-----\n\n", b"BLOCK-----\nVersion: GnuPG v2\nComment: x\n\n"),
+            [ED25519_FINGERPRINT],
+            id="headers",
         ),
-        pytest.param(b"\n".join(line for line in ED25519.splitlines() if not line.startswith(b"=")), [ED25519_FINGERPRINT], id="no-checksum"),
+        pytest.param(
+            b"\n".join(line for line in ED25519.splitlines() if not line.startswith(b"=")),
+            [ED25519_FINGERPRINT],
+            id="no-checksum",
+        ),
         pytest.param(new_format(packets(ED25519)), [ED25519_FINGERPRINT], id="new-format-one-byte"),
         pytest.param(new_format(packets(RSA)), [RSA_FINGERPRINT], id="new-format-two-bytes"),
         pytest.param(new_format(packets(RSA), five_bytes=True), [RSA_FINGERPRINT], id="new-format-five-bytes"),
-        pytest.param(packets(ED25519) + public_key(b"\x04\x00\x00\x00\x00", tag=14), [ED25519_FINGERPRINT], id="subkeys-do-not-count"),
+        pytest.param(
+            packets(ED25519) + public_key(b"\x04\x00\x00\x00\x00", tag=14),
+            [ED25519_FINGERPRINT],
+            id="subkeys-do-not-count",
+        ),
     ],
 )
 def test_fingerprints(data, expected):
@@ -107,20 +117,36 @@ def test_fingerprints(data, expected):
         pytest.param(ED25519[:200], "is not an OpenPGP key", id="armor-without-end"),
         pytest.param(ED25519.replace(b"mDMEawP7", b"mDMEaw#7"), "has broken armor", id="armor-with-another-letter"),
         pytest.param(ED25519.replace(b"mDMEawP7", b"mDMEawP"), "has broken armor", id="armor-with-a-letter-lost"),
-        pytest.param(b"\n".join(ED25519.splitlines()[:2] + ED25519.splitlines()[4:]), "is not an OpenPGP key|is cut off", id="armor-without-head"),
+        pytest.param(
+            b"\n".join(ED25519.splitlines()[:2] + ED25519.splitlines()[4:]),
+            "is not an OpenPGP key|is cut off",
+            id="armor-without-head",
+        ),
         pytest.param(packets(ED25519)[53:], "holds no OpenPGP public key", id="user-id-only"),
         pytest.param(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "is cut off", id="picture"),
         pytest.param(b"\xef\xbb\xbfhello", "is cut off", id="byte-order-mark"),
         pytest.param(b"\xc6\xe5" + bytes(40), "has partial packets", id="partial-packet"),
         pytest.param(b"\x9b" + packets(ED25519)[2:], "has a packet of unknown length", id="unknown-length"),
         # What gpg of today and others read and may trust must not pass beside a wanted key.
-        pytest.param(packets(ED25519) + public_key(b"\x06" + bytes(40)), "another version than 4", id="version-6-beside-version-4"),
-        pytest.param(packets(ED25519) + public_key(b"\x03" + bytes(40)), "another version than 4", id="version-3-beside-version-4"),
+        pytest.param(
+            packets(ED25519) + public_key(b"\x06" + bytes(40)),
+            "another version than 4",
+            id="version-6-beside-version-4",
+        ),
+        pytest.param(
+            packets(ED25519) + public_key(b"\x03" + bytes(40)),
+            "another version than 4",
+            id="version-3-beside-version-4",
+        ),
         pytest.param(packets(ED25519) + public_key(b""), "another version than 4", id="empty-key"),
-        pytest.param(b"\xc6\xff\x00\x01\x00\x01\x04" + bytes(65536), "another version than 4", id="key-of-impossible-length"),
+        pytest.param(
+            b"\xc6\xff\x00\x01\x00\x01\x04" + bytes(65536), "another version than 4", id="key-of-impossible-length"
+        ),
         pytest.param(packets(ED25519) + public_key(b"\x04" + bytes(40), tag=5), "holds a secret key", id="secret-key"),
         pytest.param(packets(RSA) + ED25519, "is not an OpenPGP key", id="armor-behind-a-binary-key"),
-        pytest.param(ED25519 + ED25519.replace(b"PUBLIC", b"PRIVATE"), "something else than public keys", id="private-block"),
+        pytest.param(
+            ED25519 + ED25519.replace(b"PUBLIC", b"PRIVATE"), "something else than public keys", id="private-block"
+        ),
     ],
 )
 def test_no_key_file(data, said):
@@ -158,10 +184,15 @@ def test_agrees_with_gpg():
     with tempfile.TemporaryDirectory(prefix="gpg") as home:
         gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
         try:
-            subprocess.run([*gpg, "--quick-generate-key", "test@example.com", "future-default"], check=True, capture_output=True)
-            listed = subprocess.run([*gpg, "--with-colons", "--list-keys"], check=True, capture_output=True, text=True).stdout
+            subprocess.run(
+                [*gpg, "--quick-generate-key", "test@example.com", "future-default"], check=True, capture_output=True
+            )
+            listed = subprocess.run(
+                [*gpg, "--with-colons", "--list-keys"], check=True, capture_output=True, text=True
+            ).stdout
             binary, armored = (
-                subprocess.run([*gpg, *options, "--export"], check=True, capture_output=True).stdout for options in ([], ["--armor"])
+                subprocess.run([*gpg, *options, "--export"], check=True, capture_output=True).stdout
+                for options in ([], ["--armor"])
             )
         finally:
             subprocess.run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], check=False, capture_output=True)

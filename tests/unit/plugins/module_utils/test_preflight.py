@@ -28,7 +28,7 @@ HOST = {
         DOCKER: {"mount": "/", "free": 80 * GB, "total": 500 * GB, "read_only": False},
         CACHE: {"mount": "/", "free": 80 * GB, "total": 500 * GB, "read_only": False},
     },
-    "listeners": [{"address": "0.0.0.0", "port": 22, "pid": 811, "process": "sshd"}],
+    "listeners": [{"address": "10.0.1.4", "port": 22, "pid": 811, "process": "sshd"}],
     "driver": {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None},
     "gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"],
     "services": {},
@@ -76,13 +76,27 @@ BAD = [
         id="operating-system",
     ),
     pytest.param({"os__major": "11"}, ["operating system is Debian 11", "Debian 12"], id="old-release"),
-    pytest.param({"os__architecture": "ppc64le"}, ["architecture is ppc64le", "wanted x86_64 or aarch64", "another host"], id="architecture"),
-    pytest.param({"systemd": {"running": False, "version": 257}}, ["systemd does not run this host", "/run/systemd/system"], id="no-systemd"),
-    pytest.param({"systemd": {"running": False, "version": None}}, ["systemd does not run this host"], id="systemd-not-installed"),
+    pytest.param(
+        {"os__architecture": "ppc64le"},
+        ["architecture is ppc64le", "wanted x86_64 or aarch64", "another host"],
+        id="architecture",
+    ),
+    pytest.param(
+        {"systemd": {"running": False, "version": 257}},
+        ["systemd does not run this host", "/run/systemd/system"],
+        id="no-systemd",
+    ),
+    pytest.param(
+        {"systemd": {"running": False, "version": None}}, ["systemd does not run this host"], id="systemd-not-installed"
+    ),
     pytest.param({"systemd__version": 247}, ["systemd is 247", "wanted 249 or newer", "upgrade"], id="old-systemd"),
     pytest.param({"systemd__version": None}, ["systemd is None", "wanted 249"], id="systemd-of-unknown-version"),
-    pytest.param({"python__version": "3.8.20"}, ["Python is 3.8.20", "wanted 3.9", "ansible_python_interpreter"], id="old-python"),
-    pytest.param({"memory__total": 15.9 * GB}, ["memory is 15.9 GB", "wanted 16 GB", "preflight_min_memory_gb"], id="memory"),
+    pytest.param(
+        {"python__version": "3.8.20"}, ["Python is 3.8.20", "wanted 3.9", "ansible_python_interpreter"], id="old-python"
+    ),
+    pytest.param(
+        {"memory__total": 15.9 * GB}, ["memory is 15.9 GB", "wanted 16 GB", "preflight_min_memory_gb"], id="memory"
+    ),
     pytest.param({"time": NOW - 121}, ["clock is -121 s off", "allowed are 120 s", "chrony"], id="clock-behind"),
     pytest.param({"time": NOW + 86400}, ["clock is +86400 s off", "systemd-timesyncd"], id="clock-ahead"),
     pytest.param(
@@ -96,20 +110,33 @@ BAD = [
         id="file-system-of-the-cache",
     ),
     pytest.param(
-        {"disks": {DOCKER: HOST["disks"][DOCKER], CACHE: {"mount": "/srv", "free": 900 * GB, "total": 900 * GB, "read_only": True}}},
+        {
+            "disks": {
+                DOCKER: HOST["disks"][DOCKER],
+                CACHE: {"mount": "/srv", "free": 900 * GB, "total": 900 * GB, "read_only": True},
+            }
+        },
         [f"{CACHE} is on /srv", "mounted read-only", "-o rw"],
         id="read-only",
     ),
     pytest.param(
-        {"driver__error": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n\nMake sure it runs.", "gpus": []},
-        ["nvidia-smi does not work: NVIDIA-SMI has failed", "driver. Make sure it runs. Install or load the NVIDIA driver"],
+        {
+            "driver__error": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n\nMake sure it runs.",
+            "gpus": [],
+        },
+        [
+            "nvidia-smi does not work: NVIDIA-SMI has failed",
+            "driver. Make sure it runs. Install or load the NVIDIA driver",
+        ],
         id="driver",
     ),
-    pytest.param({"driver__error": "nvidia-smi is not installed", "gpus": []}, ["nvidia-smi is not installed"], id="no-driver"),
+    pytest.param(
+        {"driver__error": "nvidia-smi is not installed", "gpus": []}, ["nvidia-smi is not installed"], id="no-driver"
+    ),
     pytest.param({"gpus": []}, ["reports no GPU", "lspci -d 10de:"], id="no-gpu"),
     pytest.param(
-        {"listeners": [{"address": "0.0.0.0", "port": 8000, "pid": 4711, "process": "uvicorn"}]},
-        ["service llama: port 8000 is held by uvicorn (pid 4711) on 0.0.0.0", "sport = :8000", "another port"],
+        {"listeners": [{"address": "10.0.1.4", "port": 8000, "pid": 4711, "process": "uvicorn"}]},
+        ["service llama: port 8000 is held by uvicorn (pid 4711) on 10.0.1.4", "sport = :8000", "another port"],
         id="port",
     ),
     pytest.param(
@@ -164,7 +191,9 @@ def test_all_problems_at_once():
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"os": {"distribution": "Ubuntu", "major": "24", "architecture": "aarch64"}}, id="another-supported-system"),
+        pytest.param(
+            {"os": {"distribution": "Ubuntu", "major": "24", "architecture": "aarch64"}}, id="another-supported-system"
+        ),
         pytest.param({"systemd__version": 249, "python__version": "3.9.2"}, id="oldest-versions"),
         pytest.param({"python__version": "3.10.12"}, id="versions-are-numbers-not-text"),
         pytest.param({"python__version": "3.14.0rc1"}, id="pre-release"),
@@ -172,7 +201,10 @@ def test_all_problems_at_once():
         pytest.param({"memory__total": None}, id="memory-unknown"),
         pytest.param({"disks": disks(("/", 40), ("/srv", 40))}, id="two-file-systems"),
         pytest.param({"disks": {}}, id="disks-not-read"),
-        pytest.param({"listeners": [{"address": "0.0.0.0", "port": 8001, "pid": 1, "process": "nginx"}]}, id="somebody-elses-port"),
+        pytest.param(
+            {"listeners": [{"address": "10.0.1.4", "port": 8001, "pid": 1, "process": "nginx"}]},
+            id="somebody-elses-port",
+        ),
     ],
 )
 def test_no_problem(changes):
@@ -180,7 +212,14 @@ def test_no_problem(changes):
 
 
 def test_numbers_from_a_survey():
-    wanted = {**WANTED, "min_systemd": "249", "min_python": 3.9, "min_memory_gb": "16", "max_clock_skew": "120", "disk_gb": {DOCKER: "40"}}
+    wanted = {
+        **WANTED,
+        "min_systemd": "249",
+        "min_python": 3.9,
+        "min_memory_gb": "16",
+        "max_clock_skew": "120",
+        "disk_gb": {DOCKER: "40"},
+    }
     assert preflight_problems(HOST, wanted, [LLAMA]) == []
 
 
@@ -210,8 +249,14 @@ def test_only_new_services_need_space(services, now, fits):
     [
         pytest.param({"llama": RUNNING}, True, id="own-container"),
         pytest.param({"llama": {**RUNNING, "container": None}}, False, id="own-container-gone"),
-        pytest.param({"llama": {**RUNNING, "container": {"running": True, "ports": [8001]}}}, False, id="own-container-on-another-port"),
-        pytest.param({"old": {"record": None, "container": {"running": True, "ports": [8000]}}}, True, id="another-nim"),
+        pytest.param(
+            {"llama": {**RUNNING, "container": {"running": True, "ports": [8001]}}},
+            False,
+            id="own-container-on-another-port",
+        ),
+        pytest.param(
+            {"old": {"record": None, "container": {"running": True, "ports": [8000]}}}, True, id="another-nim"
+        ),
     ],
 )
 def test_own_port_is_no_conflict(now, free):

@@ -67,12 +67,29 @@ def test_verified_endpoint():
     ("variables", "expected"),
     [
         pytest.param(host(), {"image": f"{REPOSITORY}:1.8.6", "ready_after_s": 0.1, "verified": True}, id="no-record"),
-        pytest.param(host(records={"llama": None}), {"image": f"{REPOSITORY}:1.8.6", "verified": True}, id="record-removed"),
+        pytest.param(
+            host(records={"llama": None}), {"image": f"{REPOSITORY}:1.8.6", "verified": True}, id="record-removed"
+        ),
         pytest.param(host(results=[{**ANSWER, "ttft": None}]), {"ttft_ms": None, "verified": True}, id="no-streaming"),
         pytest.param(host(results=[{**ANSWER, "ttft": 0.0}]), {"ttft_ms": 0.0}, id="no-time-at-all"),
         pytest.param(
-            host(results=[{"__nim_service_probe": "llama", "failed": True, "msg": "gpu01: crashed", "failure_class": "crash_loop"}]),
-            {"verified": False, "failure": "gpu01: crashed", "failure_class": "crash_loop", "model": None, "content": None},
+            host(
+                results=[
+                    {
+                        "__nim_service_probe": "llama",
+                        "failed": True,
+                        "msg": "gpu01: crashed",
+                        "failure_class": "crash_loop",
+                    }
+                ]
+            ),
+            {
+                "verified": False,
+                "failure": "gpu01: crashed",
+                "failure_class": "crash_loop",
+                "model": None,
+                "content": None,
+            },
             id="failed",
         ),
         pytest.param(
@@ -82,10 +99,14 @@ def test_verified_endpoint():
         ),
         pytest.param(host(results=[]), {"verified": False, "failure": "not asked"}, id="not-asked"),
         pytest.param(
-            host(results=[{**ANSWER, "__nim_service_probe": "phi"}]), {"verified": False, "failure": "not asked"}, id="another-asked"
+            host(results=[{**ANSWER, "__nim_service_probe": "phi"}]),
+            {"verified": False, "failure": "not asked"},
+            id="another-asked",
         ),
         pytest.param(
-            {**host(), "nim_service_verification": None, "preflight_host": None}, {"verified": False, "failure": "not asked"}, id="play-ended"
+            {**host(), "nim_service_verification": None, "preflight_host": None},
+            {"verified": False, "failure": "not asked"},
+            id="play-ended",
         ),
     ],
 )
@@ -147,12 +168,17 @@ def test_status():
                 }
             },
         },
-        {"inventory_hostname": "gpu02", "preflight_host": {"services": {"llama": service(record, exists=False, active=None)}}},
+        {
+            "inventory_hostname": "gpu02",
+            "preflight_host": {"services": {"llama": service(record, exists=False, active=None)}},
+        },
         {"inventory_hostname": "gpu03", "preflight_host": {"services": {}}},
         {"inventory_hostname": "gpu04.example.com"},
         {"inventory_hostname": "gpu05", "preflight_host": {"services": {"stray": service(exists=False)}}},
     ]
-    assert _report.status(hosts) == """\
+    assert (
+        _report.status(hosts)
+        == """\
 HOST               SERVICE  MODEL                       GPU  STATE                      UPTIME   RESTARTS  ENDPOINT
 -----------------  -------  --------------------------  ---  -------------------------  -------  --------  ---------------------
 gpu01              llama    meta/llama-3.1-8b-instruct  0,1  active (running)           1 d 2 h  0         http://127.0.0.1:8000
@@ -161,10 +187,20 @@ gpu02              llama    meta/llama-3.1-8b-instruct  0,1  unit missing       
 gpu03              -        -                           -    no services                -        -         -
 gpu04.example.com  -        -                           -    unreachable                -        -         -
 gpu05              -        -                           -    no services                -        -         -"""
+    )
 
 
 def test_status_of_no_hosts_is_a_heading():
-    assert _report.status([]).splitlines()[0].split() == ["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "ENDPOINT"]
+    assert _report.status([]).splitlines()[0].split() == [
+        "HOST",
+        "SERVICE",
+        "MODEL",
+        "GPU",
+        "STATE",
+        "UPTIME",
+        "RESTARTS",
+        "ENDPOINT",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_classic_service():
             id="port-from-survey",
         ),
         pytest.param(
-            {"bind_address": "0.0.0.0"},
+            {"bind_address": "0.0.0.0"},  # noqa: S104 - what an operator writes
             {"publish": "0.0.0.0:8000:8000", "url": "http://127.0.0.1:8000"},
             id="everywhere-is-asked-on-loopback",
         ),
@@ -516,7 +516,7 @@ RUNTIME = {
     "digest": {"digest": DIGEST},
     "gpus": {"gpus": [1]},
     "port": {"port": 8001},
-    "bind_address": {"bind_address": "0.0.0.0"},
+    "bind_address": {"bind_address": "10.1.0.4"},
     "env": {"env": {"NIM_MAX_MODEL_LEN": 8192}},
     "profile": {"profile": "vllm-bf16-tp1"},
     "shm_size": {"shm_size": "32g"},

@@ -31,7 +31,16 @@ SERVICE = {
 IMAGE = {"Id": IMAGE_ID, "Config": {"Entrypoint": ["/opt/nvidia/nvidia_entrypoint.sh", "--"], "Cmd": ["start"]}}
 HEAD = [DOCKER, "run", "--rm", "--init", "--name", "nim-stage-llama", "--pull", "never"]
 HEAD += ["--log-driver", "none", "--security-opt", "no-new-privileges"]
-OPTIONS = ["--device", "nvidia.com/gpu=0", "--device", "nvidia.com/gpu=1", "--ulimit", "memlock=-1", "--ulimit", "nofile=65536"]
+OPTIONS = [
+    "--device",
+    "nvidia.com/gpu=0",
+    "--device",
+    "nvidia.com/gpu=1",
+    "--ulimit",
+    "memlock=-1",
+    "--ulimit",
+    "nofile=65536",
+]
 OPTIONS += ["--env", "NIM_MODEL_PROFILE=tp2 bf16", "--env", "NIM_TELEMETRY_MODE=0"]
 VOLUME = ["--volume", "/var/lib/nim/cache/llama:/opt/nim/.cache"]
 SHELL = ["--interactive", "--entrypoint", "/bin/sh", IMAGE_ID, "-c", _staging.KEY_FROM_STDIN, "sh"]
@@ -45,7 +54,9 @@ def test_pull_command():
 @pytest.mark.parametrize(
     ("service", "image", "with_key", "expected"),
     [
-        pytest.param(SERVICE, IMAGE, False, [*HEAD, *OPTIONS, *VOLUME, IMAGE_ID, *SERVICE["prefetch"]], id="without-key"),
+        pytest.param(
+            SERVICE, IMAGE, False, [*HEAD, *OPTIONS, *VOLUME, IMAGE_ID, *SERVICE["prefetch"]], id="without-key"
+        ),
         pytest.param(
             SERVICE,
             IMAGE,
@@ -55,9 +66,15 @@ def test_pull_command():
         ),
         pytest.param(BARE, IMAGE, False, [*HEAD, *VOLUME, IMAGE_ID, "download-to-cache"], id="bare"),
         pytest.param(
-            BARE, {"Id": IMAGE_ID, "Config": {"Entrypoint": None}}, True, [*HEAD, *VOLUME, *SHELL, "download-to-cache"], id="no-entrypoint"
+            BARE,
+            {"Id": IMAGE_ID, "Config": {"Entrypoint": None}},
+            True,
+            [*HEAD, *VOLUME, *SHELL, "download-to-cache"],
+            id="no-entrypoint",
         ),
-        pytest.param(BARE, {"Id": IMAGE_ID}, True, [*HEAD, *VOLUME, *SHELL, "download-to-cache"], id="no-configuration"),
+        pytest.param(
+            BARE, {"Id": IMAGE_ID}, True, [*HEAD, *VOLUME, *SHELL, "download-to-cache"], id="no-configuration"
+        ),
     ],
 )
 def test_stage_command(service, image, with_key, expected):
@@ -77,13 +94,18 @@ def test_stage_command(service, image, with_key, expected):
         pytest.param(
             "/run/nim/k",
             "/usr/bin/docker rm --force nim-stage-llama",
-            ["--property=ExecStartPre=-/usr/bin/docker rm --force nim-stage-llama", "--property=StandardInput=file:/run/nim/k"],
+            [
+                "--property=ExecStartPre=-/usr/bin/docker rm --force nim-stage-llama",
+                "--property=StandardInput=file:/run/nim/k",
+            ],
             id="key-and-command-before",
         ),
     ],
 )
 def test_transient_unit(key_file, before, properties):
-    assert _staging.transient_unit("nim-stage-llama.service", "download of llama", [DOCKER, "run"], key_file, before) == [
+    assert _staging.transient_unit(
+        "nim-stage-llama.service", "download of llama", [DOCKER, "run"], key_file, before
+    ) == [
         "systemd-run",
         "--quiet",
         "--unit=nim-stage-llama.service",
@@ -102,7 +124,9 @@ def test_transient_unit(key_file, before, properties):
 def test_the_key_is_in_no_command():
     for service, image, with_key in itertools.product((SERVICE, BARE), (IMAGE, {"Id": IMAGE_ID}), (True, False)):
         command = _staging.stage_command(DOCKER, service, image, with_key)
-        unit = _staging.transient_unit("nim-stage-llama.service", "download", command, "/run/nim/k", "docker rm --force x")
+        unit = _staging.transient_unit(
+            "nim-stage-llama.service", "download", command, "/run/nim/k", "docker rm --force x"
+        )
         assert not [word for word in unit if KEY in word]
 
 
@@ -189,7 +213,9 @@ def test_amount(size, words):
 
 
 @pytest.mark.parametrize(
-    ("lines", "line"), [([], ""), (["", "  "], ""), (["first", " last \n", "", " "], "last")], ids=["none", "empty", "last"]
+    ("lines", "line"),
+    [([], ""), (["", "  "], ""), (["first", " last \n", "", " "], "last")],
+    ids=["none", "empty", "last"],
 )
 def test_last_line(lines, line):
     assert _staging.last_line(lines) == line

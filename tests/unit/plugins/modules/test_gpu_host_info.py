@@ -29,7 +29,7 @@ IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 154313 1 0000000000000000 100 0 0 10 0
-   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20731 1 0000000000000000 100 0 0 10 0
+   1: 0401000A:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 20731 1 0000000000000000 100 0 0 10 0
 """
 TCP6 = """\
   sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -179,7 +179,12 @@ def deployed(machine):
     login = base64.b64encode(b"$oauthtoken:nvapi-secret").decode()
     machine.write("/root/.docker/config.json", json.dumps({"auths": {"nvcr.io": {"auth": login}}}))
     unit = machine.root / "etc/systemd/system/nim-llama.service"
-    record = {"name": "llama", "config_hash": "f3d4", "files": {str(unit): "22bb", "/nowhere/llama.env": "11aa"}, "verified": True}
+    record = {
+        "name": "llama",
+        "config_hash": "f3d4",
+        "files": {str(unit): "22bb", "/nowhere/llama.env": "11aa"},
+        "verified": True,
+    }
     machine.write("/state/llama.json", json.dumps(record))
     machine.write(f"/cache/llama/{STAGED_MARKER}", json.dumps({"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"}))
     machine.command("apt")
@@ -187,7 +192,9 @@ def deployed(machine):
     machine.command("nvidia-smi", out=(FIXTURES / "h200-x2/busy.xml").read_text())
     shown = machine.unit("docker.service") + "\n" + machine.unit("nim-llama.service", NRestarts="2")
     machine.command("systemctl", __version=SYSTEMD, show=shown)
-    machine.command("dpkg-query", error="dpkg-query: no packages found matching docker-ce\n", _W="ii  docker.io 26.1.5+dfsg1-9\n")
+    machine.command(
+        "dpkg-query", error="dpkg-query: no packages found matching docker-ce\n", _W="ii  docker.io 26.1.5+dfsg1-9\n"
+    )
     rows = f"{IMAGE}@{DIGEST} {IMAGE_ID}\n<none>@<none> sha256:77\ndebian@<none> sha256:78\n"
     machine.command("docker", info=json.dumps(DOCKER_INFO), ps="c1f7\n", inspect=json.dumps([CONTAINER]), images=rows)
     return machine
@@ -214,7 +221,7 @@ def test_deployed_host(call, deployed):
     assert result["cpus"] == os.cpu_count()
     assert result["listeners"] == [
         {"address": "127.0.0.1", "port": 8000, "pid": 4711, "process": "docker-proxy"},
-        {"address": "0.0.0.0", "port": 22, "pid": 811, "process": "sshd"},
+        {"address": "10.0.1.4", "port": 22, "pid": 811, "process": "sshd"},
         {"address": "::", "port": 22, "pid": None, "process": None},
     ]
     assert result["driver"] == {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None}
@@ -287,7 +294,11 @@ def test_service_of_a_deployed_host(call, deployed):
 
 def test_reads_with_few_commands_and_changes_nothing(call, deployed):
     def snapshot():
-        return {path: path.lstat().st_mtime_ns for path in deployed.root.rglob("*") if path.suffix != ".log" and path.is_file()}
+        return {
+            path: path.lstat().st_mtime_ns
+            for path in deployed.root.rglob("*")
+            if path.suffix != ".log" and path.is_file()
+        }
 
     before = snapshot()
     call(packages=["docker.io", "docker-ce"], check_mode=True)
@@ -307,7 +318,10 @@ def test_reads_with_few_commands_and_changes_nothing(call, deployed):
 
 def test_virgin_host(call, machine):
     result = call(packages=["docker.io"])
-    assert {key: result[key] for key in ("memory", "listeners", "driver", "gpus", "cdi", "packages", "engine", "images", "services")} == {
+    assert {
+        key: result[key]
+        for key in ("memory", "listeners", "driver", "gpus", "cdi", "packages", "engine", "images", "services")
+    } == {
         "memory": {"total": None, "available": None},
         "listeners": [],
         "driver": {"loaded_version": None, "cuda_version": None, "error": "nvidia-smi is not installed"},
@@ -333,7 +347,11 @@ NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVID
     ("said", "error"),
     [
         pytest.param({"out": NO_DRIVER, "error": ""}, NO_DRIVER.strip(), id="tells-on-standard-output"),
-        pytest.param({"error": "Failed to initialize NVML: Driver/library version mismatch\n"}, "Failed to initialize NVML", id="mismatch"),
+        pytest.param(
+            {"error": "Failed to initialize NVML: Driver/library version mismatch\n"},
+            "Failed to initialize NVML",
+            id="mismatch",
+        ),
         pytest.param({"error": ""}, "nvidia-smi left with exit status 9", id="says-nothing"),
         pytest.param({"out": "<nvidia_smi_log><gpu>"}, "not a report of nvidia-smi -q -x", id="cut-off"),
     ],
@@ -354,8 +372,14 @@ def test_nvidia_smi_that_sees_no_gpu(call, deployed):
 
 
 def test_dead_docker(call, deployed):
-    deployed.command("docker", error="", info=json.dumps({"ServerVersion": "", "ServerErrors": ["Cannot connect to the Docker daemon"]}))
-    shown = deployed.unit("docker.service", ActiveState="failed", ActiveEnterTimestampMonotonic="0", UnitFileState="disabled")
+    deployed.command(
+        "docker",
+        error="",
+        info=json.dumps({"ServerVersion": "", "ServerErrors": ["Cannot connect to the Docker daemon"]}),
+    )
+    shown = deployed.unit(
+        "docker.service", ActiveState="failed", ActiveEnterTimestampMonotonic="0", UnitFileState="disabled"
+    )
     deployed.command("systemctl", show=shown)
     result = call()
     assert result["engine"] == {"installed": True, "active": False, "enabled": False, "config_newer_than_daemon": False}
@@ -388,7 +412,9 @@ LOADED = (FIXTURES / "h200/proc.txt").read_text()
     ("files", "loaded", "specs", "stale"),
     [
         pytest.param({"/run/cdi/nvidia.yaml": SPEC}, LOADED, ["/run/cdi/nvidia.yaml"], False, id="fresh"),
-        pytest.param({"/run/cdi/nvidia.yaml": OLD_SPEC}, LOADED, ["/run/cdi/nvidia.yaml"], True, id="of-another-driver"),
+        pytest.param(
+            {"/run/cdi/nvidia.yaml": OLD_SPEC}, LOADED, ["/run/cdi/nvidia.yaml"], True, id="of-another-driver"
+        ),
         pytest.param({"/run/cdi/nvidia.yaml": SPEC}, "", ["/run/cdi/nvidia.yaml"], True, id="no-driver-loaded"),
         pytest.param({}, LOADED, [], False, id="none"),
         pytest.param({}, "", [], False, id="none-and-no-driver"),
@@ -438,7 +464,9 @@ def test_broken_record_is_none(call, deployed, text):
     assert (service["record"], service["files"]) == (None, {})
 
 
-@pytest.mark.parametrize("text", ["", '{"key": "9c', "[1]", '"x"', "7"], ids=["empty", "cut-off", "list", "string", "number"])
+@pytest.mark.parametrize(
+    "text", ["", '{"key": "9c', "[1]", '"x"', "7"], ids=["empty", "cut-off", "list", "string", "number"]
+)
 def test_broken_marker_is_none(call, deployed, text):
     deployed.write(f"/cache/llama/{STAGED_MARKER}", text)
     assert call()["services"]["llama"]["cache"]["staged"] is None
@@ -450,16 +478,25 @@ def test_services_are_found_by_each_of_their_traces(call, deployed):
     deployed.write("/state/record.json", "{}")
     deployed.write("/cache/cache/weights", "")
     deployed.write("/cache/lost+found.txt", "")
-    stray = {**CONTAINER, "Name": "/nim-container", "Config": {"Image": "x", "Labels": {"com.github.baremetal-nim.service": "container"}}}
+    stray = {
+        **CONTAINER,
+        "Name": "/nim-container",
+        "Config": {"Image": "x", "Labels": {"com.github.baremetal-nim.service": "container"}},
+    }
     other = {**CONTAINER, "Name": "/other", "Config": {"Image": "x", "Labels": None}}
     deployed.command("docker", inspect=json.dumps([CONTAINER, stray, other]))
-    failed = deployed.unit("nim-unit.service", ActiveState="failed", SubState="failed", UnitFileState="disabled", Result="exit-code")
-    gone = deployed.unit("nim-llama.service", LoadState="not-found", ActiveState="inactive", ActiveEnterTimestampMonotonic="0")
+    failed = deployed.unit(
+        "nim-unit.service", ActiveState="failed", SubState="failed", UnitFileState="disabled", Result="exit-code"
+    )
+    gone = deployed.unit(
+        "nim-llama.service", LoadState="not-found", ActiveState="inactive", ActiveEnterTimestampMonotonic="0"
+    )
     deployed.command("systemctl", show=f"{failed}\n{gone}")
     services = call()["services"]
     assert list(services) == ["cache", "container", "llama", "record", "unit"]
     traces = {
-        name: [key for key in ("container", "record", "cache") if now[key] is not None] + (["unit"] if now["unit"]["exists"] else [])
+        name: [key for key in ("container", "record", "cache") if now[key] is not None]
+        + (["unit"] if now["unit"]["exists"] else [])
         for name, now in services.items()
     }
     assert traces == {

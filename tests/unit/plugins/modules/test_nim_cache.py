@@ -22,7 +22,9 @@ REPOSITORY = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
 IMAGE = f"{REPOSITORY}:1.8.6"
 REFERENCE = f"{REPOSITORY}@sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1"
 IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1a2b"
-INSPECTED = [{"Id": IMAGE_ID, "RepoDigests": [REFERENCE], "Config": {"Entrypoint": ["/opt/nvidia/nvidia_entrypoint.sh"]}}]
+INSPECTED = [
+    {"Id": IMAGE_ID, "RepoDigests": [REFERENCE], "Config": {"Entrypoint": ["/opt/nvidia/nvidia_entrypoint.sh"]}}
+]
 STAGE_KEY = "5cf60d61b0f464370a4259aa3943063e7f011f9423f53bc9e2d5245f79512222"
 PULL, STAGE = "nim-pull-llama.service", "nim-stage-llama.service"
 SIZE = 16_059_123_456
@@ -138,7 +140,13 @@ class Lab:
 
     def started(self):
         """Units that were started."""
-        return [word[7:] for command in self.commands() if command[0] == "systemd-run" for word in command if word.startswith("--unit=")]
+        return [
+            word[7:]
+            for command in self.commands()
+            if command[0] == "systemd-run"
+            for word in command
+            if word.startswith("--unit=")
+        ]
 
 
 @pytest.fixture
@@ -309,7 +317,9 @@ def test_staged_weights_without_their_image_pull_only(lab, call):
 
 
 @pytest.mark.parametrize(
-    "reference", [REFERENCE, f"mirror.example.com/{REFERENCE}", IMAGE_ID], ids=["pulled", "pulled-from-a-mirror", "loaded"]
+    "reference",
+    [REFERENCE, f"mirror.example.com/{REFERENCE}", IMAGE_ID],
+    ids=["pulled", "pulled-from-a-mirror", "loaded"],
 )
 def test_staged_weights_of_the_same_image_under_another_name(lab, call, reference):
     lab.marker(image_reference=reference)
@@ -375,7 +385,9 @@ def test_check_mode_runs_nothing_and_writes_nothing(lab, call, state, changed):
 # -- attaching ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("states", [[STARTING, RUNNING, EXITED], [RUNNING, EXITED], [EXITED]], ids=["starting", "running", "ended-unseen"])
+@pytest.mark.parametrize(
+    "states", [[STARTING, RUNNING, EXITED], [RUNNING, EXITED], [EXITED]], ids=["starting", "running", "ended-unseen"]
+)
 def test_a_download_under_way_is_waited_for(lab, call, states):
     lab.image()
     lab.unit(STAGE, *states, there=DOWNLOADING)
@@ -462,18 +474,32 @@ def test_timeout_leaves_the_download_going(lab, fail, timeout, elapsed):
     ("journal", "failure_class"),
     [
         pytest.param(
-            ["Error response from daemon: unauthorized: <html><h1>401 Authorization Required</h1></html>"], "auth", id="auth"
+            ["Error response from daemon: unauthorized: <html><h1>401 Authorization Required</h1></html>"],
+            "auth",
+            id="auth",
         ),
         pytest.param(
-            ["Error response from daemon: pull access denied for nvcr.io/nim/x, repository does not exist or may require 'docker login'"],
+            [
+                "Error response from daemon: pull access denied for nvcr.io/nim/x, repository does not exist or may require 'docker login'"
+            ],
             "auth",
             id="denied",
         ),
-        pytest.param([f"Error response from daemon: manifest for {IMAGE} not found: manifest unknown"], "image_missing", id="image_missing"),
         pytest.param(
-            ["d5fd17ec1767: Downloading", "write /var/lib/docker/tmp/GetImageBlob1: no space left on device"], "disk_full", id="disk_full"
+            [f"Error response from daemon: manifest for {IMAGE} not found: manifest unknown"],
+            "image_missing",
+            id="image_missing",
         ),
-        pytest.param(["Error response from daemon: Get https://nvcr.io/v2/: dial tcp: lookup nvcr.io: no such host"], "staging_failed", id="network"),
+        pytest.param(
+            ["d5fd17ec1767: Downloading", "write /var/lib/docker/tmp/GetImageBlob1: no space left on device"],
+            "disk_full",
+            id="disk_full",
+        ),
+        pytest.param(
+            ["Error response from daemon: Get https://nvcr.io/v2/: dial tcp: lookup nvcr.io: no such host"],
+            "staging_failed",
+            id="network",
+        ),
         pytest.param([], "staging_failed", id="silent"),
     ],
 )
@@ -493,23 +519,43 @@ def test_pull_that_fails(lab, fail, journal, failure_class):
     ("journal", "failure_class", "culprit"),
     [
         pytest.param(
-            ["Traceback (most recent call last):", "Exception: Authentication Error: invalid API key. Access denied.", "", "nim exited"],
+            [
+                "Traceback (most recent call last):",
+                "Exception: Authentication Error: invalid API key. Access denied.",
+                "",
+                "nim exited",
+            ],
             "auth",
             "Authentication Error: invalid API key. Access denied.",
             id="auth",
         ),
         pytest.param(
-            ["ERROR Detected 0 compatible profile(s).", "Traceback", "RuntimeError: exit 1"], "no_profile", "Detected 0 compatible", id="no_profile"
+            ["ERROR Detected 0 compatible profile(s).", "Traceback", "RuntimeError: exit 1"],
+            "no_profile",
+            "Detected 0 compatible",
+            id="no_profile",
         ),
-        pytest.param(["OSError: [Errno 28] No space left on device: '/opt/nim/.cache/x'"], "disk_full", "No space left", id="disk_full"),
-        pytest.param(["OSError: [Errno 13] Permission denied: '/opt/nim/.cache/ngc'"], "cache_permission", "Permission denied", id="cache_permission"),
         pytest.param(
-            ["docker: Error response from daemon: could not select device driver \"cdi\" with capabilities: []."],
+            ["OSError: [Errno 28] No space left on device: '/opt/nim/.cache/x'"],
+            "disk_full",
+            "No space left",
+            id="disk_full",
+        ),
+        pytest.param(
+            ["OSError: [Errno 13] Permission denied: '/opt/nim/.cache/ngc'"],
+            "cache_permission",
+            "Permission denied",
+            id="cache_permission",
+        ),
+        pytest.param(
+            ['docker: Error response from daemon: could not select device driver "cdi" with capabilities: [].'],
             "gpu_unavailable",
             "could not select device driver",
             id="gpu_unavailable",
         ),
-        pytest.param(["torch.OutOfMemoryError: CUDA out of memory."], "out_of_memory", "out of memory", id="out_of_memory"),
+        pytest.param(
+            ["torch.OutOfMemoryError: CUDA out of memory."], "out_of_memory", "out of memory", id="out_of_memory"
+        ),
         pytest.param(["something else", "went wrong.", "  "], "staging_failed", "went wrong", id="unknown"),
     ],
 )
@@ -535,7 +581,9 @@ def test_evidence_is_the_end_of_the_journal_without_the_key(lab, fail):
 
 def test_systemd_that_refuses(lab, fail):
     lab.image()
-    (lab.root / "systemd-run.err").write_text("Failed to start transient service unit: Unit nim-stage-llama.service already exists\n")
+    (lab.root / "systemd-run.err").write_text(
+        "Failed to start transient service unit: Unit nim-stage-llama.service already exists\n"
+    )
     result = fail()
     assert result["failure_class"] == "unit_unreadable"
     assert f"systemd-run did not start {STAGE}: Failed to start transient service unit" in result["msg"]
@@ -601,7 +649,10 @@ def test_a_cache_that_cannot_be_a_directory(lab, fail):
     (lab.root / "cache").write_text("")
     result = fail()
     assert result["failure_class"] == "cache_permission"
-    assert f"cache {lab.cache} cannot be prepared: Not a directory, wanted a directory of {os.getuid()}:{os.getgid()}." in result["msg"]
+    assert (
+        f"cache {lab.cache} cannot be prepared: Not a directory, wanted a directory of {os.getuid()}:{os.getgid()}."
+        in result["msg"]
+    )
     assert result["next_command"] == f"findmnt -T {lab.cache}; ls -ldn {lab.cache}"
     assert lab.commands() == []
 

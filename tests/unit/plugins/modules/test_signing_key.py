@@ -50,7 +50,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802 - the name that http.server calls
+    def do_GET(self):
         self.server.requests.append(self.path)
         status, body = self.server.pages.get(self.path, (404, b"not here"))
         self.send_response(status)
@@ -87,9 +87,9 @@ def call(dest, server, tmp_path, capsys, monkeypatch):
 
     def run(fingerprint=FINGERPRINT, url=None, check_mode=False):
         args = {"url": url or server.url(), "dest": str(dest), "fingerprint": fingerprint, "timeout": 5}
-        with patch_module_args({**args, "_ansible_check_mode": check_mode, "_ansible_tmpdir": str(tmp_path)}):
-            with pytest.raises(SystemExit) as caught:
-                signing_key.main()
+        args.update(_ansible_check_mode=check_mode, _ansible_tmpdir=str(tmp_path))
+        with patch_module_args(args), pytest.raises(SystemExit) as caught:
+            signing_key.main()
         result = json.loads(capsys.readouterr().out)
         # Only older releases return it.
         result.pop("invocation", None)
