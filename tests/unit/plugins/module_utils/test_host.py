@@ -325,7 +325,7 @@ def test_listeners_of_ipv6():
 
 
 @pytest.mark.parametrize(
-    "text", ["", TCP.splitlines()[0] + "\n", TCP[:150]], ids=["no-file", "nothing-listens", "cut-off"]
+    "text", ["", TCP.splitlines()[0] + "\n", TCP[: TCP.index("0A") + 2]], ids=["no-file", "nothing-listens", "cut-off"]
 )
 def test_no_listeners(text):
     assert _host.parse_listeners(text) == []

@@ -166,6 +166,16 @@ def test_classic_service():
         pytest.param({"bind_address": ""}, {"bind_address": "127.0.0.1"}, id="empty-bind-address-from-survey"),
         pytest.param({"cache_size_gb": "16"}, {"cache_bytes": 16_000_000_000}, id="cache-size-from-survey"),
         pytest.param({"uid": "0", "gid": 500}, {"uid": 0, "gid": 500}, id="owner"),
+        pytest.param(
+            {"port": 1, "gid": 0, "cache_size_gb": 0, "start_timeout": 1, "stop_timeout": 1},
+            {"port": 1, "gid": 0, "cache_bytes": 0, "start_timeout": 1, "stop_timeout": 1},
+            id="smallest-numbers",
+        ),
+        pytest.param(
+            {"port": 65535, "start_timeout": 86400, "stop_timeout": 3600, "cache_size_gb": 100000},
+            {"port": 65535, "start_timeout": 86400, "stop_timeout": 3600, "cache_bytes": 10**14},
+            id="largest-numbers",
+        ),
         pytest.param({"gpu_shared": "Yes"}, {"gpu_shared": True}, id="yes-from-survey"),
         pytest.param({"gpu_shared": "false"}, {"gpu_shared": False}, id="false-from-survey"),
         pytest.param(
