@@ -41,6 +41,8 @@ class Weights(http.server.ThreadingHTTPServer):
         self.seen: Counter[tuple[str, int, str]] = Counter()
         self.sums: dict[tuple[str, int, int], str] = {}
         self.bytes = 0
+        self.active = 0
+        self.idle = threading.Condition()
 
     def status_of(self, key: str) -> int:
         """Return 200, 401 or 403 for a key. The file is a line or two, so it is simply read each time."""
@@ -73,7 +75,9 @@ class Weights(http.server.ThreadingHTTPServer):
             return {"count": sum(self.seen.values()), "bytes": self.bytes, "requests": rows}
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Start counting anew, once the requests under way are noted (a client has its answer a moment earlier)."""
+        with self.idle:
+            self.idle.wait_for(lambda: not self.active, timeout=5)
         with self.lock:
             self.seen.clear()
             self.bytes = 0
@@ -96,6 +100,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.key = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         status, sent = 500, 0
+        with self.server.idle:
+            self.server.active += 1
         try:
             status, sent = self._weights(path)
         finally:
@@ -112,6 +118,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     "key": self.key[-4:] if len(self.key) >= 16 else "",
                 }
             )
+            with self.server.idle:
+                self.server.active -= 1
+                self.server.idle.notify_all()
 
     def do_DELETE(self) -> None:
         """Forget what was counted."""
