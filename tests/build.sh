@@ -19,6 +19,15 @@ git ls-files -co --exclude-standard -z | while IFS= read -r -d '' file; do
   [ ! -e "$file" ] || printf '%s\0' "$file"
 done | tar --null -cf - -T - | tar -xf - -C "$clone"
 (cd "$clone" && ansible-galaxy collection build --output-path "$scratch" >/dev/null)
+# As make arranges it: the checkout is the collection, by a link.
+mkdir -p "$clone/.venv/collections/ansible_collections/baremetal"
+ln -s ../../../.. "$clone/.venv/collections/ansible_collections/baremetal/nim"
+for inventory in lab single_host fleet; do
+  (cd "$clone" && ANSIBLE_CONFIG="$clone/ansible.cfg" \
+    ansible-playbook -i "inventories/$inventory" baremetal.nim.site --syntax-check >/dev/null) \
+    || fail "site does not parse with inventories/$inventory in a clone called '$(basename "$clone")'"
+done
+say "a clone called '$(basename "$clone")' builds and parses"
 tarball=$(ls "$scratch"/baremetal-nim-*.tar.gz)
 strays=$(tar -tzf "$tarball" | grep -E '^(tests|molecule|inventories|\.|Makefile|ansible\.cfg|pyproject)' || true)
 [ -z "$strays" ] || fail "the collection ships what belongs to the checkout: $strays"

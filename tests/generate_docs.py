@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes what the documentation says about variables and plugins from the code that defines them.
 
-generate_docs.py            role pages, docs/plugins.md, the tables in README.md
+generate_docs.py            role pages, docs/plugins.md, the tables in README.md and docs/operations.md
 generate_docs.py --check    say what is stale, change nothing
 """
 
@@ -171,10 +171,24 @@ def readme() -> str:
     return text[: text.index(begin) + len(begin)] + "\n\n" + "\n\n".join(parts) + "\n\n" + text[text.index(end) :]
 
 
+def operations() -> str:
+    """docs/operations.md with the cure of each failure class as the code has it; a class without a row gets one."""
+    for node in ast.parse((ROOT / "plugins/module_utils/_fault.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "CURES":
+            cures: dict[str, str] = ast.literal_eval(node.value)
+    text = (ROOT / "docs/operations.md").read_text()
+    rows = {match[1]: match[2] for match in re.finditer(r"^\| `(\w+)` \| (.*?) \| .*? \|$", text, re.MULTILINE)}
+    lines = [f"| `{name}` | {rows.get(name, '')} | {cure} |" for name, cure in sorted(cures.items())]
+    head = "| class | what it means | what to do |\n| --- | --- | --- |\n"
+    before, rest = text.split(head)
+    return before + head + "\n".join(lines) + rest[rest.index("\n\n") :]
+
+
 def main() -> int:
     """Writes or compares."""
     pages = {ROOT / f"roles/{name}/README.md": role_page(name) for name in ROLES}
     pages[ROOT / "docs/plugins.md"] = plugin_index()
+    pages[ROOT / "docs/operations.md"] = operations()
     pages[ROOT / "README.md"] = readme()
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:

@@ -23,6 +23,7 @@ CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
 SERVICE_LABEL = "com.github.baremetal-nim.service"
 #: File, in a model cache, that says which weights were staged there completely.
 STAGED_MARKER = ".baremetal-nim.json"
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
 
 def parse_os_release(text: str) -> dict[str, Any]:
@@ -184,6 +185,19 @@ def parse_docker_logins(text: str) -> dict[str, str]:
         }
     except (ValueError, AttributeError):
         return {}
+
+
+def parse_marker(text: str) -> dict[str, Any] | None:
+    """The marker of staged weights, None when there is none.
+
+    The image's user owns the cache and may write anything there, and root runs the image that the marker names: what
+    is no image reference is no marker.
+    """
+    try:
+        marker = json.loads(text)
+        return marker if _REFERENCE.fullmatch(marker["image_reference"]) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def parse_containers(text: str) -> dict[str, dict[str, Any]]:

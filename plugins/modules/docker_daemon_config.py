@@ -86,6 +86,7 @@ def main() -> None:
         if module._diff:
             result["diff"] = {"before": before, "after": after, "before_header": path, "after_header": path}
         if not module.check_mode:
+            os.umask(0o022)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             handle, scratch = tempfile.mkstemp(dir=module.tmpdir)
             with os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -97,7 +98,6 @@ def main() -> None:
                     module.fail_json(
                         msg=f"dockerd refuses the merged configuration: {(err or out_text).strip()}; {path} was not changed."
                     )
-            os.chmod(scratch, 0o644)
             module.atomic_move(scratch, path)
     module.exit_json(**result)
 

@@ -365,17 +365,12 @@ class HostReader:
             stat = os.stat(path)
         except OSError:
             return None
-        try:
-            staged = json.loads(self.read(os.path.join(path, _host.STAGED_MARKER)))
-        except ValueError:
-            staged = None
         return {
             "path": path,
             "uid": stat.st_uid,
             "gid": stat.st_gid,
             "mode": f"{stat.st_mode & 0o7777:04o}",
-            # The image's user may write there, whatever he likes.
-            "staged": staged if isinstance(staged, dict) else None,
+            "staged": _host.parse_marker(self.read(os.path.join(path, _host.STAGED_MARKER))),
         }
 
     def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:

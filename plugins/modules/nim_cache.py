@@ -250,7 +250,9 @@ class Stage:
                 self.changed = True
                 if self.module.check_mode:
                     return
-                os.makedirs(path, mode=0o755, exist_ok=True)
+                # The image's user must get through, whatever root's umask is.
+                os.umask(0o022)
+                os.makedirs(path, exist_ok=True)
             stat = os.stat(path)
             if (stat.st_uid, stat.st_gid) != (uid, gid):
                 self.changed = True

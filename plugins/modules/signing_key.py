@@ -113,12 +113,14 @@ def main() -> None:
             msg=f"{url}: the key has the fingerprint {', '.join(got)}, wanted {', '.join(wanted)}; {dest} was not changed."
             " If the vendor has announced a new key, set its fingerprint."
         )
-    os.makedirs(os.path.dirname(dest), mode=0o755, exist_ok=True)
+    # apt reads keys as a user of its own, whatever root's umask is.
+    os.umask(0o022)
+    os.makedirs(os.path.dirname(dest), exist_ok=True)
     handle, scratch = tempfile.mkstemp(dir=module.tmpdir)
     with os.fdopen(handle, "wb") as out:
         out.write(data)
-    os.chmod(scratch, 0o644)
     module.atomic_move(scratch, dest)
+    os.chmod(dest, 0o644)
     module.exit_json(changed=True, fingerprints=got)
 
 

@@ -255,6 +255,40 @@ def test_every_module_is_documented(name):
         assert text.get("description"), option
 
 
+def spec_of(documented):
+    """The argument_spec that documented options describe."""
+    keys = ("type", "elements", "default", "choices", "required")
+    spec = {name: {key: option[key] for key in keys if key in option} for name, option in documented.items()}
+    for name, option in documented.items():
+        if "suboptions" in option:
+            spec[name]["options"] = spec_of(option["suboptions"])
+    return spec
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_arguments_of_every_module_are_the_documented_ones(name, monkeypatch):
+    module = importlib.import_module(f"ansible_collections.baremetal.nim.plugins.modules.{name}")
+    seen = {}
+
+    def stop(argument_spec, **_options):
+        seen.update(argument_spec)
+        raise SystemExit
+
+    monkeypatch.setattr(module, "AnsibleModule", stop)
+    with pytest.raises(SystemExit):
+        module.main()
+
+    def plain(spec):
+        return {
+            option: {
+                key: plain(value) if key == "options" else value for key, value in facts.items() if key != "no_log"
+            }
+            for option, facts in spec.items()
+        }
+
+    assert plain(seen) == spec_of(documentation("modules", name)["options"])
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_are_of_the_module(name):
     module = importlib.import_module(f"ansible_collections.baremetal.nim.plugins.modules.{name}")

@@ -154,16 +154,14 @@ PLAY = """\
 - hosts: localhost
   gather_facts: false
   vars:
-    resolved: "{{ services | baremetal.nim.resolve_services(host, cache_root=root | default('/srv/nim')) }}"
+    resolved: "{{ services | baremetal.nim.resolve_services(host, cache_root='/srv/nim') }}"
     fleet: "{{ ansible_play_hosts_all | map('extract', hostvars) }}"
   tasks:
-    - ansible.builtin.copy:
-        content: >-
+    - ansible.builtin.debug:
+        msg: >-
           {{ {'resolved': resolved, 'changes': resolved | baremetal.nim.service_changes(host),
               'report': fleet | baremetal.nim.nim_report,
               'status': (fleet | baremetal.nim.nim_status).splitlines()} | to_json }}
-        dest: "{{ out }}"
-        mode: "0600"
 """
 
 
@@ -173,7 +171,6 @@ def test_filters_in_a_play(tmp_path):
     given = {
         "services": [{**LLAMA, "env": {"NIM_MAX_MODEL_LEN": 8192}, "port": "8001"}],
         "host": HOST,
-        "out": str(tmp_path / "out"),
     }
     (tmp_path / "vars.json").write_text(json.dumps(given))
     collections = next(
@@ -189,7 +186,7 @@ def test_filters_in_a_play(tmp_path):
             "HOME": str(tmp_path),
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_COLLECTIONS_PATH": collections,
-            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+            "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
         },
         cwd=tmp_path,
         capture_output=True,
@@ -197,7 +194,7 @@ def test_filters_in_a_play(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    out = json.loads((tmp_path / "out").read_text())
+    out = json.loads(json.JSONDecoder().raw_decode(done.stdout.split(" => ", 1)[1])[0]["msg"])
     resolved = filter_of(resolve_services)(given["services"], HOST, cache_root="/srv/nim")
     assert out["resolved"] == resolved
     assert out["changes"] == filter_of(service_changes)(resolved, HOST)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 
 import pytest
@@ -22,6 +23,14 @@ printf '%s\\n' "$@" > "$0.asked"
 [ ! -e "$0.refuses" ] || { echo "unable to configure the Docker daemon with file $3: unknown option" >&2; exit 1; }
 echo "configuration OK"
 """
+
+
+@pytest.fixture(autouse=True)
+def umask():
+    """The strictest that hardened hosts have."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
@@ -68,6 +77,7 @@ def test_new_file(call, path):
     assert (result["changed"], result["config"]) == (True, OURS)
     assert json.loads(path.read_text()) == OURS
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
     assert "diff" not in result
 
 

@@ -388,6 +388,16 @@ def test_dead_docker(call, deployed):
     assert deployed.asked("docker") == ["docker info --format {{json .}}"]
 
 
+@pytest.mark.parametrize(
+    ("gone", "installed"), [("dockerd", False), ("docker", True)], ids=["client-only", "daemon-only"]
+)
+def test_half_of_docker(call, deployed, gone, installed):
+    (deployed.bin / gone).unlink()
+    result = call()
+    assert (result["engine"]["installed"], result["engine"].get("version"), result["images"]) == (installed, None, {})
+    assert deployed.asked("docker") == []
+
+
 def test_docker_without_nim_containers(call, deployed):
     deployed.command("docker", ps="")
     result = call()
@@ -465,7 +475,9 @@ def test_broken_record_is_none(call, deployed, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", '{"key": "9c', "[1]", '"x"', "7"], ids=["empty", "cut-off", "list", "string", "number"]
+    "text",
+    ["", '{"key": "9c', "[1]", '{"image_reference": "x --privileged"}'],
+    ids=["empty", "cut-off", "list", "forged"],
 )
 def test_broken_marker_is_none(call, deployed, text):
     deployed.write(f"/cache/llama/{STAGED_MARKER}", text)

@@ -149,6 +149,14 @@ class Lab:
         ]
 
 
+@pytest.fixture(autouse=True)
+def umask():
+    """The strictest that hardened hosts have."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
@@ -271,6 +279,7 @@ def test_from_nothing(lab, call):
     assert staged == {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, "bytes": SIZE}
     assert stat.S_IMODE((lab.cache / STAGED_MARKER).stat().st_mode) == 0o644
     assert [path.name for path in lab.cache.iterdir()] == [STAGED_MARKER]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (lab.cache.parent, lab.cache)] == [0o755, 0o755]
 
 
 def test_the_key_is_given_on_standard_input_of_the_download_only(lab, call):
@@ -510,6 +519,15 @@ def test_pull_that_fails(lab, fail, journal, failure_class):
     assert f"pull of {IMAGE} failed (exit status 1): {journal[-1] if journal else ''}" in result["msg"]
     assert result["evidence"] == journal
     assert result["next_command"] == f"journalctl _SYSTEMD_INVOCATION_ID=id-of-{PULL}"
+    assert [
+        "journalctl",
+        f"_SYSTEMD_INVOCATION_ID=id-of-{PULL}",
+        "-n",
+        "200",
+        "-o",
+        "cat",
+        "--no-pager",
+    ] in lab.commands()
     # The next run begins anew.
     assert lab.commands()[-2:] == [["systemctl", "stop", PULL], ["systemctl", "reset-failed", PULL]]
     assert lab.started() == [PULL]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import os
 import socket
 import stat
 import threading
@@ -62,6 +63,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def umask():
+    """The strictest that hardened hosts have."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def server():
     running = Server()
@@ -114,7 +123,7 @@ def test_the_wanted_key_is_installed(call, dest, fingerprint):
     assert call(fingerprint) == {"changed": True, "fingerprints": [FINGERPRINT]}
     assert dest.read_bytes() == KEY
     assert stat.S_IMODE(dest.stat().st_mode) == 0o644
-    assert stat.S_IMODE(dest.parent.stat().st_mode) & 0o755 == 0o755
+    assert stat.S_IMODE(dest.parent.stat().st_mode) == 0o755
 
 
 def test_second_run_makes_no_request(call, dest, server):
@@ -140,8 +149,10 @@ def test_a_file_that_holds_the_key_already_is_left_alone(call, dest, server, pre
 )
 def test_any_other_file_is_replaced(call, dest, present):
     put(dest, present)
+    assert stat.S_IMODE(dest.stat().st_mode) == 0o600
     assert call()["changed"] is True
     assert dest.read_bytes() == KEY
+    assert stat.S_IMODE(dest.stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("present", [None, OTHER], ids=["bare-host", "another-key"])
