@@ -16,7 +16,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS, SECRET_VARIABLES
+from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
+    CONTRACTS,
+    SECRET_VARIABLES,
+    WEIGHT_VARIABLES,
+)
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 1
@@ -273,6 +277,7 @@ class Service:
         if self.spec.get("profile"):
             prefetch += [contract["prefetch_profile_option"], str(self.spec["profile"])]
         env = self.environment(contract)
+        given_env = self.spec.get("env") if isinstance(self.spec.get("env"), Mapping) else {}
         gpus = self.gpus()
         service = {
             **common,
@@ -300,7 +305,9 @@ class Service:
             "verify": self.verify(),
         }
         # What the weights in the cache depend on; a change stages again.
-        service["stage_key"] = digest_of({key: service[key] for key in ("image", "prefetch", "cache_mount")})
+        weights = {key: service[key] for key in ("image", "prefetch", "cache_mount")}
+        weights.update({key: env[key] for key in WEIGHT_VARIABLES if key in given_env})
+        service["stage_key"] = digest_of(weights)
         runtime = (
             "image",
             "devices",

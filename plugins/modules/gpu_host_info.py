@@ -361,6 +361,8 @@ class HostReader:
     def cache(self, name: str) -> dict[str, Any] | None:
         """Ownership of a model cache and what was staged there."""
         path = os.path.join(self.params["cache_root"], name)
+        # The image's user may lay anything there: a pipe would never end.
+        marker = os.path.join(path, _host.STAGED_MARKER)
         try:
             stat = os.stat(path)
         except OSError:
@@ -370,7 +372,7 @@ class HostReader:
             "uid": stat.st_uid,
             "gid": stat.st_gid,
             "mode": f"{stat.st_mode & 0o7777:04o}",
-            "staged": _host.parse_marker(self.read(os.path.join(path, _host.STAGED_MARKER))),
+            "staged": _host.parse_marker(self.read(marker) if os.path.isfile(marker) else ""),
         }
 
     def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:

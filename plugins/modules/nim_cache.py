@@ -430,8 +430,12 @@ class Stage:
 
     def staged(self, image: dict[str, Any] | None = None) -> bool:
         """Whether the weights of this key are complete, and of IMAGE: a tag may have moved to another one."""
+        marker = os.path.join(self.params["path"], STAGED_MARKER)
+        # The image's user may lay anything there: a pipe would never end.
+        if not os.path.isfile(marker):
+            return False
         try:
-            with open(os.path.join(self.params["path"], STAGED_MARKER), encoding="utf-8") as handle:
+            with open(marker, encoding="utf-8") as handle:
                 found = json.load(handle)
             same = image is None or found.get("image_reference") in [image["Id"], *(image.get("RepoDigests") or [])]
             return bool(same and found.get("key") == self.params["stage_key"])

@@ -805,3 +805,12 @@ def test_each_major_version_has_one_contract():
     assert len(majors) == len(set(majors))
     first, *others = (set(facts) for facts in CONTRACTS.values())
     assert all(keys == first for keys in others)
+
+
+def test_variables_that_choose_weights_stage_again_and_others_do_not():
+    def stage_key(**env):
+        spec = {"name": "a", "image": "nvcr.io/nim/meta/x", "tag": "1.8.6", "env": env}
+        return _resolve.resolve_services([spec], {}, DEFAULTS)[0]["stage_key"]
+
+    assert stage_key(NIM_LOG_LEVEL="INFO") == stage_key()
+    assert len({stage_key(), stage_key(NIM_MODEL_PROFILE="p"), stage_key(NIM_REPOSITORY_OVERRIDE="s3://b")}) == 3
