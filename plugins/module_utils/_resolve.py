@@ -277,7 +277,6 @@ class Service:
         if self.spec.get("profile"):
             prefetch += [contract["prefetch_profile_option"], str(self.spec["profile"])]
         env = self.environment(contract)
-        given_env = self.spec.get("env") if isinstance(self.spec.get("env"), Mapping) else {}
         gpus = self.gpus()
         service = {
             **common,
@@ -306,7 +305,10 @@ class Service:
         }
         # What the weights in the cache depend on; a change stages again.
         weights = {key: service[key] for key in ("image", "prefetch", "cache_mount")}
-        weights.update({key: env[key] for key in WEIGHT_VARIABLES if key in given_env})
+        given = self.spec.get("env")
+        if isinstance(given, Mapping):
+            # The option `profile` is in prefetch already.
+            weights.update({key: env[key] for key in WEIGHT_VARIABLES if key in given and key in env})
         service["stage_key"] = digest_of(weights)
         runtime = (
             "image",
