@@ -83,6 +83,15 @@ def _gpus(host: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _restarting(service: dict[str, Any], host: Mapping[str, Any], holders: list[Mapping[str, Any]]) -> bool:
+    # While its unit restarts, a service's container is not listed though Docker holds its port already, or still.
+    now = host["services"].get(service["name"]) or {}
+    if not (now.get("unit") or {}).get("exists") or any(item["process"] != "docker-proxy" for item in holders):
+        return False
+    record = now.get("record")
+    return not record or str(record.get("url", "")).endswith(f":{service['port']}")
+
+
 def _ports(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[str]:
     problems = []
     own = {port for now in host["services"].values() for port in (now.get("container") or {}).get("ports", [])}
@@ -90,7 +99,7 @@ def _ports(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[str]
         if service["state"] == "absent" or service["port"] in own:
             continue
         holders = [item for item in host["listeners"] if item["port"] == service["port"]]
-        if holders:
+        if holders and not _restarting(service, host, holders):
             who = f"{holders[0]['process'] or 'a process'} (pid {holders[0]['pid'] or 'unknown'})"
             problems.append(
                 f"service {service['name']}: port {service['port']} is held by {who} on {holders[0]['address']};"

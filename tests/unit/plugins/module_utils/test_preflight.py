@@ -267,3 +267,27 @@ def test_own_port_is_no_conflict(now, free):
 def test_absent_service_wants_no_port():
     taken = host(listeners=[{"address": "127.0.0.1", "port": 8000, "pid": 9, "process": "nginx"}])
     assert preflight_problems(taken, WANTED, [{"name": "llama", "state": "absent"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("process", "now", "problems"),
+    [
+        pytest.param(
+            "docker-proxy", {"unit": {"exists": True}, "record": {"url": "http://127.0.0.1:8000"}}, 0, id="own"
+        ),
+        pytest.param("docker-proxy", {"unit": {"exists": True}, "record": None}, 0, id="own-first-deployment"),
+        pytest.param(
+            "docker-proxy", {"unit": {"exists": True}, "record": {"url": "http://a:8005"}}, 1, id="moved-onto-it"
+        ),
+        pytest.param("docker-proxy", {"unit": {"exists": False}, "record": None}, 1, id="some-other-container"),
+        pytest.param(
+            "uvicorn", {"unit": {"exists": True}, "record": {"url": "http://127.0.0.1:8000"}}, 1, id="stranger"
+        ),
+    ],
+)
+def test_port_of_a_service_whose_container_is_between_two_lives(process, now, problems):
+    seen = host(
+        listeners=[{"address": "0.0.0.0", "port": 8000, "pid": 4296, "process": process}],
+        services={"llama": {"container": None, **now}},
+    )
+    assert len(preflight_problems(seen, WANTED, [LLAMA])) == problems
