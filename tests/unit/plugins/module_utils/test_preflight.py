@@ -287,7 +287,7 @@ def test_absent_service_wants_no_port():
 )
 def test_port_of_a_service_whose_container_is_between_two_lives(process, now, problems):
     seen = host(
-        listeners=[{"address": "0.0.0.0", "port": 8000, "pid": 4296, "process": process}],
+        listeners=[{"address": "::", "port": 8000, "pid": 4296, "process": process}],
         services={"llama": {"container": None, **now}},
     )
     assert len(preflight_problems(seen, WANTED, [LLAMA])) == problems
