@@ -396,9 +396,12 @@ class Lab:
                 network.remove()
             for volume in self.docker.volumes.list(filters={"name": f"^{PREFIX}-"}):
                 volume.remove(force=True)
-            for image in self.docker.images.list():
-                if any(tag.startswith(f"{PREFIX}/") for tag in image.tags):
-                    self.docker.images.remove(image.id, force=True)
+            # Newest first: an image cannot go before those that were made from it.
+            images = sorted(self.docker.images.list(), key=lambda image: str(image.attrs["Created"]), reverse=True)
+            for image in images:
+                for tag in image.tags:
+                    if tag.startswith(f"{PREFIX}/"):
+                        self.docker.images.remove(tag, force=True)
 
 
 def free_port() -> int:
