@@ -15,19 +15,14 @@ from typing import Any
 KEY_FROM_STDIN = 'IFS= read -r NGC_API_KEY && export NGC_API_KEY && exec "$@"'
 
 
-def transient_unit(
-    name: str, description: str, argv: Sequence[str], key_file: str | None = None, before: str | None = None
-) -> list[str]:
+def transient_unit(name: str, description: str, argv: Sequence[str], key_file: str | None = None) -> list[str]:
     """The systemd-run command that starts ARGV as a unit of its own, so that it outlives the play and its connection.
 
     The unit stays after it ended (RemainAfterExit), so that whoever comes back can read how. KEY_FILE becomes its
-    standard input: systemd has opened it when systemd-run returns (Type=exec). BEFORE is a command that clears the way
-    and may fail.
+    standard input: systemd has opened it when systemd-run returns (Type=exec).
     """
     command = ["systemd-run", "--quiet", f"--unit={name}", f"--description={description}"]
     properties = ["Type=exec", "RemainAfterExit=yes", "KillMode=mixed", "Environment=HOME=/root"]
-    if before:
-        properties.append(f"ExecStartPre=-{before}")
     if key_file:
         properties.append(f"StandardInput=file:{key_file}")
     return [*command, *(f"--property={item}" for item in properties), "--", *argv]

@@ -342,8 +342,13 @@ class Stage:
             "activating",
         )
 
-    def carry(self, unit: str, what: str, argv: list[str], key: str | None = None, before: str | None = None) -> bool:
-        """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time."""
+    def carry(
+        self, unit: str, what: str, argv: list[str], key: str | None = None, before: list[str] | None = None
+    ) -> bool:
+        """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time.
+
+        BEFORE is a command that clears the way for a new unit and may fail.
+        """
         description = self.description(what)
         state = self.unit_state(unit)
         if state.get("LoadState") == "loaded" and state.get("Description") != description:
@@ -354,9 +359,11 @@ class Stage:
             self.forget(unit)
             state = {}
         if state.get("ActiveState") not in ("active", "activating"):
+            if before:
+                self.run(*before)
             try:
                 key_file = self.write_key(unit, key) if key else None
-                code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file, before))
+                code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file))
             finally:
                 # The unit has the file open by now, or will never read it.
                 self.drop_key(unit)
@@ -495,7 +502,7 @@ class Stage:
                 )
         self.phase = "weights"
         if not self.staged(image):
-            before = f"{self.docker} rm --force nim-stage-{name}"
+            before = [self.docker, "rm", "--force", f"nim-stage-{name}"]
             argv = _staging.stage_command(self.docker, self.params, image, bool(self.params["api_key"]))
             if not self.carry(stage, weights, argv, self.params["api_key"], before):
                 self.detail = _staging.amount(self.size())

@@ -121,7 +121,7 @@ def install_site(folder: Path) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     tags = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 17, 12, 5)] + ["manylinux2014_x86_64"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-compile", "--only-binary=:all:"]
     pip += ["--target", str(folder), "--python-version", "3.11", *(f"--platform={tag}" for tag in tags)]
     subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True)
     if not cpu_torch(folder):

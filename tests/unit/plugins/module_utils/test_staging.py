@@ -82,30 +82,18 @@ def test_stage_command(service, image, with_key, expected):
 
 
 @pytest.mark.parametrize(
-    ("key_file", "before", "properties"),
+    ("key_file", "properties"),
     [
-        pytest.param(None, None, [], id="plain"),
+        pytest.param(None, [], id="plain"),
         pytest.param(
             "/run/nim/nim-stage-llama.service.key",
-            None,
             ["--property=StandardInput=file:/run/nim/nim-stage-llama.service.key"],
             id="key-from-a-file",
         ),
-        pytest.param(
-            "/run/nim/k",
-            "/usr/bin/docker rm --force nim-stage-llama",
-            [
-                "--property=ExecStartPre=-/usr/bin/docker rm --force nim-stage-llama",
-                "--property=StandardInput=file:/run/nim/k",
-            ],
-            id="key-and-command-before",
-        ),
     ],
 )
-def test_transient_unit(key_file, before, properties):
-    assert _staging.transient_unit(
-        "nim-stage-llama.service", "download of llama", [DOCKER, "run"], key_file, before
-    ) == [
+def test_transient_unit(key_file, properties):
+    assert _staging.transient_unit("nim-stage-llama.service", "download of llama", [DOCKER, "run"], key_file) == [
         "systemd-run",
         "--quiet",
         "--unit=nim-stage-llama.service",
@@ -124,9 +112,7 @@ def test_transient_unit(key_file, before, properties):
 def test_the_key_is_in_no_command():
     for service, image, with_key in itertools.product((SERVICE, BARE), (IMAGE, {"Id": IMAGE_ID}), (True, False)):
         command = _staging.stage_command(DOCKER, service, image, with_key)
-        unit = _staging.transient_unit(
-            "nim-stage-llama.service", "download", command, "/run/nim/k", "docker rm --force x"
-        )
+        unit = _staging.transient_unit("nim-stage-llama.service", "download", command, "/run/nim/k")
         assert not [word for word in unit if KEY in word]
 
 
