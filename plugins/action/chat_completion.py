@@ -27,5 +27,5 @@ class ActionModule(SlicedAction):
         if result.get("phase") != "verified":
             return ""
         ttft = result.get("ttft")
-        first = "" if ttft is None else f", first token after {ttft:g} s"
+        first = "" if ttft is None else f", first token after {ttft:.3g} s"
         return f"verified, ready after {result.get('ready_after') or 0.0:.0f} s{first}"

@@ -254,4 +254,4 @@ def port_of(url: str) -> int:
 
 
 def _seconds(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+    return None if value is None else round(value, 6)

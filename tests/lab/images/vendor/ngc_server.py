@@ -68,16 +68,21 @@ class Weights(http.server.ThreadingHTTPServer):
             with self.log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
 
+    def settle(self) -> None:
+        """Wait until the requests under way are noted: a client has its answer a moment earlier."""
+        with self.idle:
+            self.idle.wait_for(lambda: not self.active, timeout=5)
+
     def summary(self) -> dict[str, object]:
         """Count what was asked."""
+        self.settle()
         with self.lock:
             rows = [{"method": m, "status": s, "path": p, "count": count} for (m, s, p), count in self.seen.items()]
             return {"count": sum(self.seen.values()), "bytes": self.bytes, "requests": rows}
 
     def forget(self) -> None:
-        """Start counting anew, once the requests under way are noted (a client has its answer a moment earlier)."""
-        with self.idle:
-            self.idle.wait_for(lambda: not self.active, timeout=5)
+        """Start counting anew."""
+        self.settle()
         with self.lock:
             self.seen.clear()
             self.bytes = 0
