@@ -55,6 +55,8 @@ IMAGES = (
     (NIM, "2.0.5", "llm", "reference"),
     (NIM, "2.0.5-vllm", "llm", "vllm"),
 )
+#: Label that every stage of the stand-in's build carries.
+STAND_IN = "org.opencontainers.image.title=NIM stand-in of the baremetal.nim lab"
 #: systemd and a Docker engine inside a container, without --privileged.
 RUN_FLAGS: dict[str, Any] = {
     "cap_add": ["ALL"],
@@ -390,7 +392,9 @@ class Lab:
         for container in self.docker.containers.list(all=True, filters={"label": label}):
             if everything or container.name != VENDOR:
                 container.remove(force=True, v=True)
-        shutil.rmtree(STATE if everything else self.state, ignore_errors=True)
+        # The files beside the labs' folders tell which engine is ours to stop.
+        for folder in STATE.glob("*/") if everything else [self.state]:
+            shutil.rmtree(folder, ignore_errors=True)
         if everything:
             for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
                 network.remove()
@@ -402,6 +406,8 @@ class Lab:
                 for tag in image.tags:
                     if tag.startswith(f"{PREFIX}/"):
                         self.docker.images.remove(tag, force=True)
+            # Stages that a build passed through on its way to another one.
+            self.docker.images.prune(filters={"dangling": True, "label": STAND_IN})
 
 
 def free_port() -> int:
