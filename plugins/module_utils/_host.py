@@ -15,7 +15,10 @@ import ipaddress
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils import _hardware
 
 #: Label that carries the hash of the configuration a NIM container was started with.
 CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
@@ -58,6 +61,24 @@ def _mib(text: str | None) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def _told(text: str | None) -> str | None:
+    # nvidia-smi writes N/A, in brackets or not, for what a GPU does not have.
+    value = (text or "").strip()
+    return None if value.strip("[]") in ("", "N/A") else value
+
+
+def _mig_devices(gpu: ET.Element, index: int) -> list[dict[str, Any]]:
+    # The report has neither profiles nor, with most drivers, UUIDs: the name is the one that CDI gives the device.
+    return [
+        {
+            "uuid": _told(device.findtext("uuid")),
+            "name": f"{index}:{(device.findtext('index') or '').strip()}",
+            "memory_total_mib": _mib(device.findtext("fb_memory_usage/total")),
+        }
+        for device in gpu.findall("mig_devices/mig_device")
+    ]
+
+
 def parse_nvidia_smi(text: str) -> dict[str, Any]:
     """``nvidia-smi -q -x`` to ``driver_version``, ``cuda_version`` and a list of ``gpus``.
 
@@ -79,17 +100,27 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
             }
             for process in gpu.findall("processes/process_info")
         ]
+        # Device and vendor, four digits each: 233510DE.
+        device_id = (_told(gpu.findtext("pci/pci_device_id")) or "")[:4].lower() or None
+        architecture = _told(gpu.findtext("product_architecture"))
+        ecc = _told(gpu.findtext("ecc_mode/current_ecc"))
         gpus.append(
             {
                 "index": index,
                 "uuid": gpu.findtext("uuid"),
                 "name": gpu.findtext("product_name"),
-                "architecture": gpu.findtext("product_architecture"),
+                "architecture": architecture,
+                "compute_capability": _hardware.compute_capability(device_id, architecture),
                 "pci_bus_id": gpu.findtext("pci/pci_bus_id"),
+                "device_id": device_id,
                 "memory_total_mib": _mib(gpu.findtext("fb_memory_usage/total")),
                 "memory_used_mib": _mib(gpu.findtext("fb_memory_usage/used")),
                 "memory_free_mib": _mib(gpu.findtext("fb_memory_usage/free")),
+                "ecc_enabled": None if ecc is None else ecc == "Enabled",
                 "mig_enabled": gpu.findtext("mig_mode/current_mig") == "Enabled",
+                "mig_devices": _mig_devices(gpu, index),
+                "fabric_state": _told(gpu.findtext("fabric/state")),
+                "fabric_status": _told(gpu.findtext("fabric/status")),
                 "processes": processes,
             }
         )
@@ -123,6 +154,21 @@ def parse_cdi_spec(text: str) -> dict[str, Any]:
         devices = re.findall(r"^ *-? *name:\s*\"?([^\s\"]+)\"?\s*$", block.group(1), re.MULTILINE) if block else []
     versions = re.findall(r"lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)?)", text)
     return {"kind": kind, "devices": devices, "driver_version": versions[0] if versions else None}
+
+
+def cdi_generator(text: str) -> str | None:
+    """Who wrote a CDI specification, by the hooks in it: ``nvidia-ctk``, or None."""
+    return "nvidia-ctk" if re.search(r"nvidia-cdi-hook|nvidia-ctk", text) else None
+
+
+def duplicate_devices(specs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Devices that more than one of the CDI specifications defines."""
+    seen: dict[str, int] = {}
+    for spec in specs:
+        for name in set(spec["devices"]):
+            device = f"{spec['kind']}={name}"
+            seen[device] = seen.get(device, 0) + 1
+    return sorted(device for device, count in seen.items() if count > 1)
 
 
 def parse_listeners(text: str) -> list[dict[str, Any]]:
@@ -224,3 +270,12 @@ def parse_containers(text: str) -> dict[str, dict[str, Any]]:
             ),
         }
     return containers
+
+
+def container_services(text: str) -> dict[str, str | None]:
+    """``docker inspect`` of NIM containers to the service of each, by container id."""
+    return {
+        item["Id"]: (item["Config"].get("Labels") or {}).get(SERVICE_LABEL)
+        for item in json.loads(text or "[]")
+        if "Id" in item
+    }

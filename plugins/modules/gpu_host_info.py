@@ -38,9 +38,15 @@ options:
     default: [/var/lib/docker, /var/lib/nim]
   packages:
     description:
-      - Names of packages whose installed version is wanted.
+      - Names of packages whose installed version is wanted. Shell globs are understood.
     type: list
     elements: str
+    default: []
+  files:
+    description:
+      - Paths of files whose SHA-256 is wanted.
+    type: list
+    elements: path
     default: []
   cache_root:
     description:
@@ -57,6 +63,46 @@ options:
       - Where procfs is mounted. Tests point it at a recorded tree.
     type: path
     default: /proc
+  sys_root:
+    description:
+      - Where sysfs is mounted. Tests point it, and each of the following roots, at a tree made for them.
+    type: path
+    default: /sys
+  etc_root:
+    description:
+      - Directory of the configuration.
+    type: path
+    default: /etc
+  lib_modules:
+    description:
+      - Directory with the modules of each kernel.
+    type: path
+    default: /lib/modules
+  usr_src:
+    description:
+      - Directory with the headers of each kernel.
+    type: path
+    default: /usr/src
+  usr_share:
+    description:
+      - Directory whose C(keyrings) packages fill.
+    type: path
+    default: /usr/share
+  boot_root:
+    description:
+      - Directory with the images of the kernels.
+    type: path
+    default: /boot
+  run_root:
+    description:
+      - Directory of what lasts until the next boot.
+    type: path
+    default: /run
+  var_root:
+    description:
+      - Directory of the package database and of the keys that sign modules.
+    type: path
+    default: /var
   cdi_spec_dirs:
     description:
       - Directories searched for CDI specifications.
@@ -132,32 +178,166 @@ listeners:
   elements: dict
   returned: always
   sample: [{"address": "127.0.0.1", "port": 8000, "pid": 4711, "process": "docker-proxy"}]
-driver:
-  description: Version of the loaded kernel module, the CUDA version it supports, and why nvidia-smi failed if it did.
+hardware:
+  description:
+    - What sysfs tells of NVIDIA's hardware, with or without a driver. C(gpus) are PCI functions of vendor 10de and class
+      0300 or 0302, with C(address), C(device_id), C(class), C(name) and C(architecture) where the id is known, and the
+      C(driver) that is bound (C(nvidia), C(nouveau), C(vfio-pci), V(null)…).
+    - C(nvswitches) counts the NVSwitches that are PCI functions, as on HGX A100, H100 and H200. C(nvlink5) is true where
+      they stand behind ConnectX functions, as on HGX B200 and B300. C(grace) is true on hosts with Grace CPUs,
+      C(multi_node_nvlink) where NVLinks may leave the node, as with GB200 and GB300.
   type: dict
   returned: always
-  sample: {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": null}
+  sample:
+    {
+      "gpus":
+        [
+          {
+            "address": "0000:18:00.0",
+            "device_id": "2335",
+            "class": "0302",
+            "name": "H200 SXM",
+            "architecture": "Hopper",
+            "driver": "nvidia",
+          },
+        ],
+      "nvswitches": 4,
+      "nvlink5": false,
+      "grace": false,
+      "multi_node_nvlink": false,
+    }
+driver:
+  description:
+    - C(loaded_version) of the kernel module, the C(cuda_version) it supports, C(flavour) (V(open) or V(proprietary)), and
+      why nvidia-smi failed if it did (C(error)).
+    - C(module_version), C(module_license) and C(module_signer) of the module on disk for the running kernel.
+    - C(nouveau), whether it is C(loaded) and the addresses of GPUs that it drives (C(bound)).
+    - C(holders), the processes that have a GPU's device node open, with the systemd C(unit) or the NIM C(service) of each.
+    - C(units), by name, whether each of the driver's units C(exists), is C(active) and comes back after a boot (C(enabled)).
+    - C(stopped_units), those that a change of the driver stopped and did not start again yet.
+  type: dict
+  returned: always
+  sample:
+    {
+      "loaded_version": "580.159.04",
+      "cuda_version": "13.0",
+      "error": null,
+      "flavour": "open",
+      "module_version": "580.159.04",
+      "module_license": "Dual MIT/GPL",
+      "module_signer": "DKMS module signing key",
+      "nouveau": {"loaded": false, "bound": []},
+      "holders": [{"pid": 812, "name": "nvidia-persiste", "unit": "nvidia-persistenced.service", "service": null}],
+      "units": {"nvidia-persistenced.service": {"exists": true, "active": true, "enabled": true}},
+      "stopped_units": [],
+    }
 gpus:
-  description: GPUs that nvidia-smi reports, in its order, with memory in MiB.
+  description:
+    - GPUs that nvidia-smi reports, in its order, with memory in MiB, C(device_id), C(compute_capability) by that id,
+      C(ecc_enabled), C(mig_devices) by their CDI names, C(fabric_state), C(fabric_status), and the processes on each with
+      their NIM C(service).
   type: list
   elements: dict
   returned: always
 cdi:
   description:
-    - CDI specifications found, the GPU device names they define, and whether one of them was made for another driver than
-      the loaded one (C(stale)).
+    - CDI specifications found (C(specs), with C(path), C(kind), C(devices), C(driver_version), C(generated_by)), the GPU
+      device names they define, those that several of them define (C(duplicates)), and whether one of them was made for
+      another driver than the loaded one (C(stale)).
   type: dict
   returned: always
-  sample: {"specs": [], "devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=all"], "stale": false}
+  sample: {"specs": [], "devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=all"], "duplicates": [], "stale": false}
 packages:
-  description: Installed version of each of O(packages) that is installed.
+  description: Installed version of each package whose name matches one of O(packages).
   type: dict
   returned: always
+package_state:
+  description:
+    - Packages on hold (C(holds)), whether an installation was broken off (C(interrupted)), and the packages that it left
+      unfinished (C(incomplete)).
+  type: dict
+  returned: always
+  sample: {"holds": ["nvidia-open"], "interrupted": false, "incomplete": []}
+repositories:
+  description:
+    - Package repositories, one for each entry of the files in C(/etc/apt) and C(/etc/yum.repos.d), with the C(path) of the
+      file, C(name) (of a yum repository), C(enabled), C(types), C(uris), C(suites), C(components), C(signed_by) and
+      C(origin) (V(cuda), V(toolkit), V(docker), V(distribution) or V(other)).
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    [
+      {
+        "path": "/etc/apt/sources.list.d/cuda.sources",
+        "name": null,
+        "enabled": true,
+        "types": ["deb"],
+        "uris": ["https://developer.download.nvidia.com/compute/cuda/repos/debian13/x86_64/"],
+        "suites": ["/"],
+        "components": [],
+        "signed_by": "/etc/apt/keyrings/nvidia-cuda.asc",
+        "origin": "cuda",
+      },
+    ]
+keys:
+  description: By path, the fingerprints in the keyrings of the package manager; an empty list for what is no keyring.
+  type: dict
+  returned: always
+  sample: {"/etc/apt/keyrings/nvidia-container-toolkit.asc": ["C95B321B61E88C1809C4F759DDCAE044F796ECB0"]}
+files:
+  description: SHA-256 of each of O(files), V(null) for what is not there.
+  type: dict
+  returned: always
+secure_boot:
+  description:
+    - Whether Secure Boot is C(enabled), the key that DKMS signs modules with (C(mok_key)), and, where Secure Boot is on,
+      whether that key is trusted (C(mok_enrolled)). V(null) is what cannot be told.
+  type: dict
+  returned: always
+  sample: {"enabled": true, "mok_enrolled": false, "mok_key": "/var/lib/dkms/mok.pub"}
+kernel:
+  description:
+    - The C(running) kernel, whether its C(headers) are installed, the C(installed) kernels, the C(newest) of them, and
+      whether that is newer than the running one (C(pending)).
+  type: dict
+  returned: always
+  sample:
+    {
+      "running": "6.12.48+deb13-amd64",
+      "headers": true,
+      "newest": "6.12.48+deb13-amd64",
+      "pending": false,
+      "installed": ["6.12.43+deb13-amd64", "6.12.48+deb13-amd64"],
+    }
+updates:
+  description: Whether packages are upgraded unattended, and whether needrestart is installed.
+  type: dict
+  returned: always
+  sample: {"unattended_upgrades": true, "needrestart": false}
+toolkit:
+  description: Version of the NVIDIA Container Toolkit, V(null) where it is not installed.
+  type: dict
+  returned: always
+  sample: {"version": "1.20.0"}
+podman:
+  description: Version of Podman, V(null) where it is not installed.
+  type: dict
+  returned: always
+  sample: {"version": "5.4.2"}
+reboot:
+  description:
+    - Whether a reboot is C(required), and the C(reasons) for one. A newer kernel that waits is a reason, but none that
+      requires it.
+  type: dict
+  returned: always
+  sample: {"required": true, "reasons": ["the loaded driver is 580.126.20, the module on disk is 580.159.04"]}
 engine:
   description:
-    - The Docker engine - C(installed), C(active), C(enabled), C(version), C(root_dir), C(live_restore), C(cdi_spec_dirs), and
-      whether daemon.json changed after the daemon started (C(config_newer_than_daemon)). C(logins) has, by registry, the
-      SHA-256 of C(user:password) that root's configuration stores, to compare with and not to recover.
+    - The Docker engine - C(kind), C(cdi) (whether it takes CDI devices), C(installed), C(active), C(enabled), C(version),
+      C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
+      (C(config_newer_than_daemon)). C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration
+      stores, to compare with and not to recover.
   type: dict
   returned: always
 images:
@@ -179,37 +359,53 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _host
+from ansible_collections.baremetal.nim.plugins.module_utils import _host, _survey, _system
 
 UNIT_PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,ActiveEnterTimestampMonotonic"
 )
 
 
+#: Packages that are looked at whatever is asked for.
+TOOLKIT_PACKAGES = ("nvidia-container-toolkit", "nvidia-container-toolkit-base")
+OWN_PACKAGES = (*TOOLKIT_PACKAGES, "podman", "needrestart", "unattended-upgrades")
+#: Options that say where a part of the host is, by the name that module_utils/_survey.py has for it.
+ROOTS = {
+    "proc": "proc_root",
+    "sys": "sys_root",
+    "etc": "etc_root",
+    "lib_modules": "lib_modules",
+    "usr_src": "usr_src",
+    "usr_share": "usr_share",
+    "boot": "boot_root",
+    "run": "run_root",
+    "var": "var_root",
+}
+
+
 class HostReader:
-    """Collects the raw texts; the parsing is in module_utils/_host.py."""
+    """Collects what the host says; hardware, system and packages are in module_utils/_survey.py, the parsing in _host.py."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
+        self.survey = _survey.Survey(self.run, {name: module.params[option] for name, option in ROOTS.items()})
 
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Runs a command with a plain locale; 127 when there is no such command."""
-        if not self.module.get_bin_path(argv[0]):
+        program = self.module.get_bin_path(argv[0])
+        if not program:
             return 127, "", f"{argv[0]} is not installed"
-        code, out, err = self.module.run_command(list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
+        code, out, err = self.module.run_command([program, *argv[1:]], environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
         return code, out, err
 
     def read(self, path: str) -> str:
         """Text of a file, empty when it cannot be read."""
-        try:
-            with open(path, encoding="utf-8", errors="replace") as handle:
-                return handle.read()
-        except OSError:
-            return ""
+        return _survey.read_text(path)
 
     def proc(self, path: str) -> str:
         """Text of a file below proc_root."""
@@ -219,7 +415,7 @@ class HostReader:
         """Operating system."""
         managers = (name for name in ("apt", "dnf", "zypper") if self.module.get_bin_path(name))
         return {
-            **_host.parse_os_release(self.read("/etc/os-release")),
+            **_host.parse_os_release(self.survey.text("etc", "os-release")),
             "architecture": platform.machine(),
             "kernel": platform.release(),
             "package_manager": next(managers, None),
@@ -254,24 +450,14 @@ class HostReader:
     def listeners(self) -> list[dict[str, Any]]:
         """Listening sockets and who holds them."""
         found = _host.parse_listeners(self.proc("net/tcp")) + _host.parse_listeners(self.proc("net/tcp6"))
-        wanted = {item["inode"] for item in found}
-        owners: dict[str, int] = {}
-        for link in glob.glob(os.path.join(self.params["proc_root"], "[0-9]*/fd/*")):
-            try:
-                target = os.readlink(link)
-            except OSError:
-                continue
-            if target.startswith("socket:[") and target[8:-1] in wanted:
-                owners[target[8:-1]] = int(link.split("/")[-3])
         for item in found:
-            pid = owners.get(item.pop("inode"))
+            pid = self.survey.sockets.get(item.pop("inode"))
             item["pid"] = pid
             item["process"] = self.proc(f"{pid}/comm").strip() or None if pid else None
         return found
 
-    def gpus(self) -> dict[str, Any]:
-        """Driver and GPUs."""
-        loaded = _host.parse_driver_version(self.proc("driver/nvidia/version"))
+    def gpus(self, services: Mapping[str, str | None]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What nvidia-smi says of driver and GPUs. SERVICES has the NIM service by container id."""
         code, out, err = self.run("nvidia-smi", "-q", "-x")
         report: dict[str, Any] = {"gpus": [], "cuda_version": None}
         error = None
@@ -282,56 +468,54 @@ class HostReader:
                 report = _host.parse_nvidia_smi(out)
             except ValueError as problem:
                 error = str(problem)
-        return {
-            "driver": {"loaded_version": loaded, "cuda_version": report["cuda_version"], "error": error},
-            "gpus": report["gpus"],
-        }
+        for process in (process for gpu in report["gpus"] for process in gpu["processes"]):
+            process["service"] = services.get(self.survey.owner(process["pid"])[1] or "")
+        return {"cuda_version": report["cuda_version"], "error": error}, report["gpus"]
 
     def cdi(self, loaded: str | None) -> dict[str, Any]:
         """CDI specifications of GPUs."""
         specs = []
+        seen = set()
         for folder in self.params["cdi_spec_dirs"]:
             for path in sorted(glob.glob(os.path.join(folder, "*.yaml")) + glob.glob(os.path.join(folder, "*.json"))):
-                spec = _host.parse_cdi_spec(self.read(path))
+                # /var/run is /run.
+                real = os.path.realpath(path)
+                text = "" if real in seen else self.read(path)
+                seen.add(real)
+                spec = _host.parse_cdi_spec(text)
                 if spec["kind"] == "nvidia.com/gpu":
-                    specs.append({"path": path, **spec})
+                    specs.append({"path": path, **spec, "generated_by": _host.cdi_generator(text)})
         return {
             "specs": specs,
+            "duplicates": _host.duplicate_devices(specs),
             "devices": sorted({f"{spec['kind']}={name}" for spec in specs for name in spec["devices"]}),
             "stale": any(spec["driver_version"] != loaded for spec in specs) if loaded else bool(specs),
         }
 
-    def packages(self) -> dict[str, str]:
-        """Installed versions of the asked packages."""
-        if not self.params["packages"]:
-            return {}
-        query = "${db:Status-Abbrev} ${Package} ${Version}\n"
-        # Unknown names make dpkg-query leave with 1; the known ones are printed all the same.
-        out = self.run("dpkg-query", "-W", "-f", query, *self.params["packages"])[1]
-        return _host.parse_packages(out)
-
-    def docker(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Engine, NIM containers and local image digests."""
-        engine: dict[str, Any] = {"installed": bool(self.module.get_bin_path("dockerd"))}
+    def docker(self) -> tuple[dict[str, Any], str, dict[str, Any]]:
+        """Engine, what it tells of NIM containers, and local image digests."""
+        installed = bool(self.module.get_bin_path("dockerd"))
+        engine: dict[str, Any] = {"installed": installed, "kind": "docker" if installed else None, "cdi": False}
         if not engine["installed"] or not self.module.get_bin_path("docker"):
-            return engine, {}, {}
+            return engine, "", {}
         info = _host.parse_docker_info(self.run("docker", "info", "--format", "{{json .}}")[1])
-        engine.update(info)
+        # An engine that does not take CDI devices, or was told not to, names no folders of specifications.
+        engine.update(info, cdi=bool(info.get("cdi_spec_dirs")))
         if not info:
-            return engine, {}, {}
+            return engine, "", {}
         engine["logins"] = _host.parse_docker_logins(self.read("/root/.docker/config.json"))
         ids = self.run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
-        containers = _host.parse_containers(self.run("docker", "inspect", *ids)[1]) if ids else {}
+        inspected = self.run("docker", "inspect", *ids)[1] if ids else ""
         rows = self.run(
             "docker", "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
         )[1]
         images = dict(row.split(" ", 1) for row in rows.splitlines() if "<none>" not in row)
-        return engine, containers, images
+        return engine, inspected, images
 
     def config_newer(self, unit: dict[str, str]) -> bool:
         """Whether daemon.json changed after the daemon started: the daemon then runs with something else."""
         try:
-            changed = os.stat("/etc/docker/daemon.json").st_mtime
+            changed = os.stat(self.survey.path("etc", "docker/daemon.json")).st_mtime
         except OSError:
             return False
         started = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
@@ -408,24 +592,34 @@ class HostReader:
     def result(self) -> dict[str, Any]:
         """The whole state."""
         version = self.run("systemctl", "--version")[1].split()
-        paths = glob.glob("/etc/systemd/system/nim-*.service")
-        names = sorted({os.path.basename(path) for path in paths})
-        shown = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, "docker.service", *names)[1]
+        paths = glob.glob(self.survey.path("etc", "systemd/system/nim-*.service"))
+        names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
+        names += sorted({os.path.basename(path) for path in paths})
+        shown = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, *names)[1]
         units = _host.parse_systemctl_show(shown)
-        docker_unit = units.pop("docker.service", {})
-        engine, containers, images = self.docker()
+        docker_unit = units.get("docker.service", {})
+        engine, inspected, images = self.docker()
         engine.update(
             active=docker_unit.get("ActiveState") == "active",
             enabled=docker_unit.get("UnitFileState") == "enabled",
             config_newer_than_daemon=self.config_newer(docker_unit),
         )
-        gpus = self.gpus()
+        in_containers = _host.container_services(inspected)
+        smi, gpus = self.gpus(in_containers)
+        self.survey.descriptors()
+        hardware = self.survey.hardware()
+        # After nvidia-smi, which may load the module.
+        driver = {**smi, **self.survey.driver(hardware, units), "holders": self.survey.gpu_holders(in_containers)}
+        packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
+        repositories = self.survey.repositories()
+        kernel = self.survey.kernel()
+        podman = self.survey.software(packages, ["podman"], "podman")
         return {
             "hostname": socket.gethostname(),
             "os": self.os(),
             "python": self.python(),
             "systemd": {
-                "running": os.path.isdir("/run/systemd/system"),
+                "running": os.path.isdir(self.survey.path("run", "systemd/system")),
                 "version": int(version[1]) if len(version) > 1 and version[1].isdigit() else None,
             },
             "time": time.time(),
@@ -433,12 +627,24 @@ class HostReader:
             "cpus": os.cpu_count(),
             "disks": {path: self.disk(path) for path in self.params["paths"]},
             "listeners": self.listeners(),
-            **gpus,
-            "cdi": self.cdi(gpus["driver"]["loaded_version"]),
-            "packages": self.packages(),
+            "hardware": hardware,
+            "driver": driver,
+            "gpus": gpus,
+            "cdi": self.cdi(driver["loaded_version"]),
+            "packages": _system.match_packages(packages, self.params["packages"]),
+            "package_state": package_state,
+            "repositories": repositories,
+            "keys": self.survey.keys(repositories),
+            "files": {path: self.checksum(path) for path in self.params["files"]},
+            "secure_boot": self.survey.secure_boot(),
+            "kernel": kernel,
+            "updates": self.survey.updates(packages, units),
+            "toolkit": {"version": self.survey.software(packages, TOOLKIT_PACKAGES, "nvidia-ctk")},
+            "podman": {"version": podman} if podman else None,
+            "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
             "images": images,
-            "services": self.services(units, containers),
+            "services": self.services(units, _host.parse_containers(inspected)),
         }
 
 
@@ -448,9 +654,18 @@ def main() -> None:
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": ["/var/lib/docker", "/var/lib/nim"]},
             "packages": {"type": "list", "elements": "str", "default": []},
+            "files": {"type": "list", "elements": "path", "default": []},
             "cache_root": {"type": "path", "default": "/var/lib/nim/cache"},
             "state_dir": {"type": "path", "default": "/var/lib/nim/services"},
             "proc_root": {"type": "path", "default": "/proc"},
+            "sys_root": {"type": "path", "default": "/sys"},
+            "etc_root": {"type": "path", "default": "/etc"},
+            "lib_modules": {"type": "path", "default": "/lib/modules"},
+            "usr_src": {"type": "path", "default": "/usr/src"},
+            "usr_share": {"type": "path", "default": "/usr/share"},
+            "boot_root": {"type": "path", "default": "/boot"},
+            "run_root": {"type": "path", "default": "/run"},
+            "var_root": {"type": "path", "default": "/var"},
             "cdi_spec_dirs": {"type": "list", "elements": "path", "default": ["/etc/cdi", "/var/run/cdi"]},
         },
         supports_check_mode=True,

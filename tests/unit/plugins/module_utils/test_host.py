@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import pathlib
+import re
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _host
@@ -139,11 +140,17 @@ def test_nvidia_smi_of_one_h200():
                 "uuid": "GPU-3a7332dc-2d69-133b-989c-54768b2e9fed",
                 "name": "NVIDIA H200",
                 "architecture": "Hopper",
+                "compute_capability": "9.0",
                 "pci_bus_id": "00000000:00:06.0",
+                "device_id": "2335",
                 "memory_total_mib": 143771,
                 "memory_used_mib": 0,
                 "memory_free_mib": 143156,
+                "ecc_enabled": True,
                 "mig_enabled": False,
+                "mig_devices": [],
+                "fabric_state": None,
+                "fabric_status": None,
                 "processes": [],
             }
         ],
@@ -180,6 +187,45 @@ def test_nvidia_smi_of_unified_memory():
 def test_nvidia_smi_of_a_gpu_in_mig_mode():
     text = recording("h200/smi-q-x.xml").replace("<current_mig>Disabled<", "<current_mig>Enabled<")
     assert [gpu["mig_enabled"] for gpu in _host.parse_nvidia_smi(text)["gpus"]] == [True]
+
+
+MIG_DEVICES = """\
+<mig_devices>
+  <mig_device><index>0</index><gpu_instance_id>1</gpu_instance_id><compute_instance_id>0</compute_instance_id>
+    <fb_memory_usage><total>40448 MiB</total><used>298 MiB</used><free>40151 MiB</free></fb_memory_usage></mig_device>
+  <mig_device><index>1</index><uuid>MIG-0c5a</uuid><gpu_instance_id>2</gpu_instance_id></mig_device>
+</mig_devices>"""
+
+
+def test_nvidia_smi_of_mig_devices():
+    """Most drivers leave out the UUID and all leave out the profile; CDI names them by their numbers."""
+    text = recording("h200-x2/idle.xml")
+    first, second = re.split(r"(?=<gpu id=\"00000000:00:07)", text)
+    text = first + re.sub(r"<mig_devices>.*?</mig_devices>", MIG_DEVICES, second, flags=re.DOTALL)
+    gpus = _host.parse_nvidia_smi(text)["gpus"]
+    assert [gpu["mig_devices"] for gpu in gpus] == [
+        [],
+        [
+            {"uuid": None, "name": "1:0", "memory_total_mib": 40448},
+            {"uuid": "MIG-0c5a", "name": "1:1", "memory_total_mib": None},
+        ],
+    ]
+
+
+def test_nvidia_smi_of_a_fabric():
+    """Pain 7: a GPU that is no member of its fabric yet answers CUDA with 802."""
+    text = recording("h200-x2/idle.xml")
+    waiting = text.replace("<state>Completed</state>", "<state>In Progress</state>")
+    waiting = waiting.replace("<status>Success</status>", "<status>N/A</status>")
+    for report, told in ((text, ("Completed", "Success")), (waiting, ("In Progress", None))):
+        gpus = _host.parse_nvidia_smi(report)["gpus"]
+        assert {(gpu["fabric_state"], gpu["fabric_status"]) for gpu in gpus} == {told}
+
+
+@pytest.mark.parametrize(("told", "enabled"), [("Enabled", True), ("Disabled", False), ("N/A", None), ("[N/A]", None)])
+def test_nvidia_smi_of_ecc(told, enabled):
+    text = recording("h200/smi-q-x.xml").replace("<current_ecc>Enabled<", f"<current_ecc>{told}<")
+    assert _host.parse_nvidia_smi(text)["gpus"][0]["ecc_enabled"] is enabled
 
 
 @pytest.mark.parametrize(
@@ -285,6 +331,28 @@ def test_cdi_spec(text, expected):
 
 def test_libraries_of_one_digit_are_no_driver_version():
     assert _host.parse_cdi_spec("kind: nvidia.com/gpu\nhostPath: /usr/lib64/libcuda.so.1\n")["driver_version"] is None
+
+
+CTK_SPEC = recording("h200-x2/cdi-nvidia.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "writer"),
+    [(CTK_SPEC, "nvidia-ctk"), (re.sub(r"nvidia-(ctk|cdi-hook)", "hook", CTK_SPEC), None), ("", None)],
+    ids=["nvidia-ctk", "by-hand", "empty"],
+)
+def test_who_wrote_a_cdi_specification(text, writer):
+    assert _host.cdi_generator(text) == writer
+
+
+def test_duplicate_cdi_devices():
+    """Pain 4: a specification made by hand beside the one that is refreshed."""
+    spec = {"kind": "nvidia.com/gpu", "devices": ["0", "all"]}
+    other = {"kind": "nvidia.com/gpu", "devices": ["0", "1", "0"]}
+    foreign = {"kind": "amd.com/gpu", "devices": ["all"]}
+    assert _host.duplicate_devices([spec, other, foreign]) == ["nvidia.com/gpu=0"]
+    assert _host.duplicate_devices([spec]) == []
+    assert _host.duplicate_devices([]) == []
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
@@ -589,3 +657,11 @@ def test_marker(reference):
 def test_what_is_no_marker(text):
     """The image's user owns the cache; what he writes must not reach the unit that root runs."""
     assert _host.parse_marker(text) is None
+
+
+def test_services_by_container():
+    assert _host.container_services(json.dumps([CONTAINER, {"Id": "ff00", "Config": {"Labels": None}}])) == {
+        "c1f7": "llama",
+        "ff00": None,
+    }
+    assert _host.container_services("") == {}

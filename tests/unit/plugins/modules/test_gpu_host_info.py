@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import glob
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.module_utils import _system
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import gpu_host_info
 
@@ -130,12 +130,10 @@ def machine(tmp_path, monkeypatch):
     )
 
     def inside(path):
-        return f"{machine.root}{path}" if str(path).startswith(("/etc/", "/root/")) else path
+        return f"{machine.root}{path}" if path.startswith("/root/") else path
 
-    read, real_glob, real_stat = gpu_host_info.HostReader.read, glob.glob, os.stat
+    read = gpu_host_info.HostReader.read
     monkeypatch.setattr(gpu_host_info.HostReader, "read", lambda self, path: read(self, inside(path)))
-    monkeypatch.setattr(gpu_host_info.glob, "glob", lambda pattern: real_glob(inside(pattern)))
-    monkeypatch.setattr(gpu_host_info.os, "stat", lambda path, **options: real_stat(inside(path), **options))
     return machine
 
 
@@ -145,7 +143,8 @@ def call(machine, capsys):
 
     def run(check_mode=False, **args):
         args = {
-            "proc_root": str(machine.root / "proc"),
+            **{f"{name}_root": str(machine.root / name) for name in ("proc", "sys", "etc", "boot", "run", "var")},
+            **{name: str(machine.root / name.replace("_", "/")) for name in ("lib_modules", "usr_src", "usr_share")},
             "cdi_spec_dirs": [str(machine.root / "etc/cdi"), str(machine.root / "run/cdi")],
             "state_dir": str(machine.root / "state"),
             "cache_root": str(machine.root / "cache"),
@@ -224,7 +223,8 @@ def test_deployed_host(call, deployed):
         {"address": "10.0.1.4", "port": 22, "pid": 811, "process": "sshd"},
         {"address": "::", "port": 22, "pid": None, "process": None},
     ]
-    assert result["driver"] == {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None}
+    driver = result["driver"]
+    assert (driver["loaded_version"], driver["cuda_version"], driver["error"]) == ("580.159.04", "13.0", None)
     assert [(gpu["index"], gpu["name"], gpu["memory_used_mib"]) for gpu in result["gpus"]] == [
         (0, "NVIDIA H200", 41487),
         (1, "NVIDIA H200", 1011),
@@ -234,6 +234,8 @@ def test_deployed_host(call, deployed):
     assert result["packages"] == {"docker.io": "26.1.5+dfsg1-9"}
     assert result["engine"] == {
         "installed": True,
+        "kind": "docker",
+        "cdi": True,
         "active": True,
         "enabled": True,
         "version": "26.1.5+dfsg1",
@@ -308,7 +310,7 @@ def test_reads_with_few_commands_and_changes_nothing(call, deployed):
         "docker info",
         "docker inspect c1f7",
         "docker ps -aq",
-        "dpkg-query -W -f ${db:Status-Abbrev} ${Package} ${Version}\n docker.io docker-ce",
+        "dpkg-query -W -f ${db:Status-Abbrev} ${Package} ${Version}\n",
         "nvidia-smi -q -x",
         "systemctl",
         "systemctl show",
@@ -318,24 +320,283 @@ def test_reads_with_few_commands_and_changes_nothing(call, deployed):
 
 def test_virgin_host(call, machine):
     result = call(packages=["docker.io"])
-    assert {
-        key: result[key]
-        for key in ("memory", "listeners", "driver", "gpus", "cdi", "packages", "engine", "images", "services")
-    } == {
+    gone = {"exists": False, "active": False, "enabled": False}
+    expected = {
         "memory": {"total": None, "available": None},
         "listeners": [],
-        "driver": {"loaded_version": None, "cuda_version": None, "error": "nvidia-smi is not installed"},
+        "hardware": {"gpus": [], "nvswitches": 0, "nvlink5": False, "grace": False, "multi_node_nvlink": False},
+        "driver": {
+            "loaded_version": None,
+            "cuda_version": None,
+            "error": "nvidia-smi is not installed",
+            "flavour": None,
+            "module_version": None,
+            "module_license": None,
+            "module_signer": None,
+            "nouveau": {"loaded": False, "bound": []},
+            "holders": [],
+            "units": dict.fromkeys(_system.DRIVER_UNITS, gone),
+            "stopped_units": [],
+        },
         "gpus": [],
-        "cdi": {"specs": [], "devices": [], "stale": False},
+        "cdi": {"specs": [], "devices": [], "duplicates": [], "stale": False},
         "packages": {},
-        "engine": {"installed": False, "active": False, "enabled": False, "config_newer_than_daemon": False},
+        "package_state": {"holds": [], "interrupted": False, "incomplete": []},
+        "repositories": [],
+        "keys": {},
+        "files": {},
+        "secure_boot": {"enabled": None, "mok_enrolled": None, "mok_key": None},
+        "kernel": {
+            "running": platform.release(),
+            "headers": False,
+            "newest": platform.release(),
+            "pending": False,
+            "installed": [],
+        },
+        "updates": {"unattended_upgrades": False, "needrestart": False},
+        "toolkit": {"version": None},
+        "podman": None,
+        "reboot": {"required": False, "reasons": []},
+        "engine": {
+            "installed": False,
+            "kind": None,
+            "cdi": False,
+            "active": False,
+            "enabled": False,
+            "config_newer_than_daemon": False,
+        },
         "images": {},
         "services": {},
     }
+    assert {key: result[key] for key in expected} == expected
     assert result["os"]["distribution"] == "Unknown"
     assert result["os"]["package_manager"] is None
     assert result["systemd"]["version"] is None
     assert machine.asked() == []
+
+
+# -- hardware, driver and system ---------------------------------------------------------------------------------------
+
+CONTAINER_ID = "c1f7" * 16
+MODINFO = """\
+filename:       /lib/modules/6.12.48+deb13-amd64/updates/dkms/nvidia.ko.xz
+version:        580.159.04
+license:        Dual MIT/GPL
+alias:          pci:v000010DEd*sv*sd*bc03sc02i00*
+alias:          pci:v000010DEd*sv*sd*bc03sc00i00*
+depends:        ecc
+name:           nvidia
+signer:         DKMS module signing key
+sig_key:        1F:2A
+"""
+MODULES = """\
+nvidia_uvm 2170880 4 - Live 0x0000000000000000 (O)
+nvidia 13549568 61 nvidia_uvm, Live 0x0000000000000000 (O)
+"""
+DATABASE = """\
+ii  docker.io 26.1.5+dfsg1-9
+hi  nvidia-open 580.159.04-1
+hi  nvidia-kernel-open-dkms 580.159.04-1
+ii  libcuda1 580.159.04-1
+rc  libcuda1-340 340.108-1
+ii  nvidia-container-toolkit 1.20.0-1
+ii  podman 5.4.2+ds1-2
+ii  unattended-upgrades 2.12
+un  needrestart
+"""
+
+
+def equipped(machine):
+    """The recording of two H200, as sysfs has them, with a driver of another version on disk."""
+    for row in (FIXTURES / "h200-x2/host-and-list.txt").read_text().splitlines():
+        if row.startswith("0000:"):
+            address, vendor, device, kind, *_ = row.split()
+            home = f"/sys/bus/pci/devices/{address}"
+            for name, text in (("vendor", vendor), ("device", device), ("class", kind)):
+                machine.write(f"{home}/{name}", f"{text}\n")
+            if vendor == "0x10de":
+                (machine.root / home.lstrip("/") / "driver").symlink_to("../../../bus/pci/drivers/nvidia")
+    machine.write("/proc/modules", MODULES)
+    machine.command("modinfo", out=MODINFO)
+    machine.command("dpkg-query", _W=DATABASE)
+    return machine
+
+
+def test_hardware_and_driver_of_a_deployed_host(call, deployed):
+    equipped(deployed)
+    result = call(packages=["*nvidia*", "libcuda1", "libcuda1-*", "docker.io"])
+    assert [(gpu["address"], gpu["name"], gpu["driver"]) for gpu in result["hardware"]["gpus"]] == [
+        ("0000:00:06.0", "H200 SXM", "nvidia"),
+        ("0000:00:07.0", "H200 SXM", "nvidia"),
+    ]
+    assert {key: result["driver"][key] for key in ("flavour", "module_version", "module_license", "module_signer")} == {
+        "flavour": "open",
+        "module_version": "580.159.04",
+        "module_license": "Dual MIT/GPL",
+        "module_signer": "DKMS module signing key",
+    }
+    assert [(gpu["device_id"], gpu["compute_capability"], gpu["fabric_state"]) for gpu in result["gpus"]] == [
+        ("2335", "9.0", "Completed"),
+        ("2335", "9.0", "Completed"),
+    ]
+    assert result["packages"] == {
+        "docker.io": "26.1.5+dfsg1-9",
+        "nvidia-open": "580.159.04-1",
+        "nvidia-kernel-open-dkms": "580.159.04-1",
+        "libcuda1": "580.159.04-1",
+        "nvidia-container-toolkit": "1.20.0-1",
+    }
+    assert result["package_state"]["holds"] == ["nvidia-kernel-open-dkms", "nvidia-open"]
+    assert (result["toolkit"], result["podman"]) == ({"version": "1.20.0"}, {"version": "5.4.2"})
+    assert result["reboot"] == {"required": False, "reasons": []}
+
+
+def test_toolkit_and_podman_that_no_package_brought(call, deployed):
+    deployed.command("nvidia-ctk", out="NVIDIA Container Toolkit CLI version 1.18.2\ncommit: 2f3c\n")
+    deployed.command("podman", out="podman version 4.9.3\n")
+    result = call()
+    assert (result["toolkit"], result["podman"]) == ({"version": "1.18.2"}, {"version": "4.9.3"})
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit", "service"),
+    [
+        ("0::/system.slice/nvidia-persistenced.service\n", "nvidia-persistenced.service", None),
+        (f"0::/system.slice/docker-{CONTAINER_ID}.scope\n", None, "llama"),
+        (f"12:devices:/docker/{CONTAINER_ID}\n0::/\n", None, "llama"),
+        (f"0::/system.slice/docker-{'ab' * 32}.scope\n", None, None),
+        ("0::/user.slice/user-0.slice/session-3.scope\n", None, None),
+        ("", None, None),
+    ],
+    ids=["service", "container", "container-cgroup-v1", "foreign-container", "shell", "gone"],
+)
+def test_holders_of_gpus(call, deployed, cgroup, unit, service):
+    """Pain 20: who keeps the driver from being unloaded, and what a GPU's process belongs to."""
+    deployed.command("docker", inspect=json.dumps([{**CONTAINER, "Id": CONTAINER_ID}]))
+    deployed.write("/proc/571/comm", "python3\n")
+    deployed.write("/proc/571/cgroup", cgroup)
+    folder = deployed.root / "proc/571/fd"
+    folder.mkdir()
+    (folder / "3").symlink_to("/dev/nvidiactl")
+    (folder / "4").symlink_to("/dev/nvidia0")
+    result = call()
+    assert result["driver"]["holders"] == [{"pid": 571, "name": "python3", "unit": unit, "service": service}]
+    assert [process["service"] for gpu in result["gpus"] for process in gpu["processes"]] == [service, service]
+
+
+def test_driver_units(call, deployed):
+    shown = [
+        deployed.unit("nvidia-persistenced.service", UnitFileState="static"),
+        deployed.unit("nvidia-fabricmanager.service", ActiveState="failed", UnitFileState="disabled"),
+        deployed.unit("nvidia-dcgm.service", LoadState="masked", ActiveState="inactive", UnitFileState="masked"),
+        deployed.unit("nvidia-imex.service", LoadState="not-found", ActiveState="inactive", UnitFileState=""),
+        deployed.unit("docker.service"),
+    ]
+    deployed.command("systemctl", show="\n".join(shown))
+    deployed.write("/run/nim/driver-stopped.json", '["nim-llama.service", "nvidia-persistenced.service"]')
+    driver = call()["driver"]
+    assert {name: list(state.values()) for name, state in driver["units"].items()} == {
+        "nvidia-persistenced.service": [True, True, True],
+        "nvidia-fabricmanager.service": [True, False, False],
+        "nvidia-imex.service": [False, False, False],
+        "nvidia-dcgm.service": [False, False, False],
+        "dcgm-exporter.service": [False, False, False],
+        "nvidia-cdi-refresh.service": [False, False, False],
+        "nvidia-cdi-refresh.path": [False, False, False],
+    }
+    assert driver["stopped_units"] == ["nim-llama.service", "nvidia-persistenced.service"]
+
+
+def test_driver_that_was_upgraded_under_the_loaded_one(call, deployed):
+    """Pain 2 and 17."""
+    equipped(deployed)
+    deployed.command("modinfo", out=MODINFO.replace("580.159.04", "595.71.05"))
+    assert call()["reboot"] == {
+        "required": True,
+        "reasons": ["the loaded driver is 580.159.04, the module on disk is 595.71.05"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("license", "flavour"), [("Dual MIT/GPL", "open"), ("NVIDIA", "proprietary"), (None, None)], ids=str
+)
+def test_flavour_of_a_driver_that_is_not_loaded(call, machine, license, flavour):
+    if license:
+        machine.command("modinfo", out=MODINFO.replace("Dual MIT/GPL", license))
+    else:
+        machine.command("modinfo", error="modinfo: ERROR: Module nvidia not found.\n")
+    driver = call()["driver"]
+    assert (driver["flavour"], driver["loaded_version"], driver["module_license"]) == (flavour, None, license)
+
+
+def test_nouveau_that_holds_the_gpus(call, deployed):
+    """Pain 22."""
+    equipped(deployed)
+    for address in ("0000:00:06.0", "0000:00:07.0"):
+        link = deployed.root / f"sys/bus/pci/devices/{address}/driver"
+        link.unlink()
+        link.symlink_to("../../../bus/pci/drivers/nouveau")
+    deployed.write("/proc/modules", "nouveau 3096576 2 - Live 0x0000000000000000\n")
+    deployed.write("/proc/driver/nvidia/version", "")
+    result = call()
+    assert result["driver"]["nouveau"] == {"loaded": True, "bound": ["0000:00:06.0", "0000:00:07.0"]}
+    assert result["reboot"] == {"required": True, "reasons": ["nouveau drives 0000:00:06.0, 0000:00:07.0"]}
+
+
+def test_gpu_of_unified_memory(call, deployed):
+    """GB10 answers [N/A] for its memory, which is the host's."""
+    text = (FIXTURES / "h200/smi-q-x.xml").read_text().replace("233510DE", "2E1210DE")
+    text = text.replace("NVIDIA H200", "NVIDIA GB10").replace(">Hopper<", ">Blackwell<").replace("143771 MiB", "[N/A]")
+    deployed.command("nvidia-smi", out=text)
+    gpu = call()["gpus"][0]
+    assert (gpu["name"], gpu["device_id"], gpu["compute_capability"]) == ("NVIDIA GB10", "2e12", "12.1")
+    assert gpu["memory_total_mib"] is None
+
+
+def test_files(call, machine):
+    path = machine.write("/etc/modprobe.d/nouveau.conf", "blacklist nouveau\n")
+    folder = str(path.parent)
+    assert call(files=[str(path), "/nowhere/x.conf", folder])["files"] == {
+        str(path): hashlib.sha256(b"blacklist nouveau\n").hexdigest(),
+        "/nowhere/x.conf": None,
+        folder: None,
+    }
+
+
+@pytest.mark.parametrize("folders", [["/etc/cdi"], ["/etc/cdi", "/run/cdi"]], ids=["one", "two"])
+def test_cdi_specifications_that_define_the_same_devices(call, machine, folders):
+    for folder in folders:
+        machine.write(f"{folder}/nvidia.yaml", SPEC)
+    cdi = call()["cdi"]
+    assert {spec["generated_by"] for spec in cdi["specs"]} == {"nvidia-ctk"}
+    assert cdi["duplicates"] == (cdi["devices"] if len(folders) > 1 else [])
+
+
+def test_cdi_folder_that_is_named_twice(call, machine):
+    """/var/run is a link to /run."""
+    machine.write("/run/cdi/nvidia.yaml", SPEC)
+    (machine.root / "other").symlink_to("run")
+    cdi = call(cdi_spec_dirs=[str(machine.root / "run/cdi"), str(machine.root / "other/cdi")])["cdi"]
+    assert (len(cdi["specs"]), cdi["duplicates"]) == (1, [])
+
+
+@pytest.mark.parametrize(("folders", "cdi"), [(["/etc/cdi"], True), ([], False), (None, False)])
+def test_engine_that_takes_cdi_devices(call, deployed, folders, cdi):
+    deployed.command("docker", info=json.dumps({**DOCKER_INFO, "CDISpecDirs": folders}))
+    assert call()["engine"]["cdi"] is cdi
+
+
+def test_needs_no_more_than_its_time(call, deployed):
+    """The budget is half a second on a host; here commands are scripts and a thousand processes run."""
+    equipped(deployed)
+    for pid in range(1000, 2000):
+        folder = deployed.root / f"proc/{pid}/fd"
+        folder.mkdir(parents=True)
+        for number in range(5):
+            (folder / str(number)).symlink_to(f"socket:[{pid}{number}]")
+    started = time.process_time()
+    call()
+    assert time.process_time() - started < 0.5
 
 
 # -- commands that fail ------------------------------------------------------------------------------------------------
@@ -382,7 +643,14 @@ def test_dead_docker(call, deployed):
     )
     deployed.command("systemctl", show=shown)
     result = call()
-    assert result["engine"] == {"installed": True, "active": False, "enabled": False, "config_newer_than_daemon": False}
+    assert result["engine"] == {
+        "installed": True,
+        "kind": "docker",
+        "cdi": False,
+        "active": False,
+        "enabled": False,
+        "config_newer_than_daemon": False,
+    }
     assert result["images"] == {}
     # It does not answer, so nothing more is asked.
     assert deployed.asked("docker") == ["docker info --format {{json .}}"]
@@ -406,8 +674,10 @@ def test_docker_without_nim_containers(call, deployed):
 
 
 def test_no_packages_asked(call, deployed):
-    assert call()["packages"] == {}
-    assert deployed.asked("dpkg-query") == []
+    """Holds and broken installations are told all the same."""
+    result = call()
+    assert (result["packages"], result["package_state"]["holds"]) == ({}, [])
+    assert len(deployed.asked("dpkg-query")) == 1
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
