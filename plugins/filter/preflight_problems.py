@@ -21,7 +21,8 @@ options:
   wanted:
     description:
       - C(supported_systems), C(architectures), C(min_systemd), C(min_python), C(min_memory_gb), C(max_clock_skew) in
-        seconds, C(controller_time) in seconds since 1970, and C(disk_gb), a dictionary of paths to GB per new service.
+        seconds, C(controller_time) in seconds since 1970, C(driver_plan), the result of P(baremetal.nim.driver_plan#filter), and
+        C(disk_gb), a dictionary of paths to GB per new service.
     type: dict
     required: true
   services:
@@ -35,16 +36,18 @@ EXAMPLES = r"""
 - name: Refuse an unfit host
   ansible.builtin.assert:
     that: problems | length == 0
-    fail_msg: "{{ problems | join('\n') }}"
+    fail_msg: "{{ problems | map(attribute='message') | join('\n') }}"
   vars:
     problems: "{{ preflight_host | baremetal.nim.preflight_problems(wanted, services) }}"
 """
 
 RETURN = r"""
 _value:
-  description: One sentence per problem; empty when the host is fit.
+  description: >-
+    Per problem C(check), the name by which C(preflight_warn_only) makes it a warning, and C(message), a sentence; empty when
+    the host is fit.
   type: list
-  elements: str
+  elements: dict
 """
 
 from typing import Any

@@ -29,12 +29,13 @@ _COMMON: dict[str, Any] = {
     "env": {"NIM_TELEMETRY_MODE": "0"},
 }
 
-#: Contract name to facts. ``majors`` are the image tags' major versions that ``contract: auto`` maps to it.
+#: Contract name to facts. ``majors`` are the image tags' major versions that ``contract: auto`` maps to it,
+#: ``driver_floor`` the oldest driver branch whose CUDA they run on.
 CONTRACTS: dict[str, dict[str, Any]] = {
     # NIM 1.x: the server binds its port once the model is loaded.
-    "classic": {**_COMMON, "majors": (1,), "prefetch_profile_option": "-p"},
+    "classic": {**_COMMON, "majors": (1,), "driver_floor": 535, "prefetch_profile_option": "-p"},
     # NIM LLM/VLM 2.x and 3.x: a front proxy answers before the engine does.
-    "llm": {**_COMMON, "majors": (2, 3)},
+    "llm": {**_COMMON, "majors": (2, 3), "driver_floor": 580},
 }
 
 #: Variables that carry a secret: never in an env file, where ``docker inspect`` would show them.

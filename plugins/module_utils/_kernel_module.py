@@ -19,17 +19,13 @@ CDI_REFRESH = "nvidia-cdi-refresh.service"
 _FAMILY = re.compile(r"nvidia(_\w+)?$|gdrdrv$")
 
 
-def unload_order(modules: str) -> list[str]:
-    """/proc/modules to the modules of NVIDIA's driver that are loaded, users before what they use."""
-    users: dict[str, set[str]] = {}
-    for line in modules.splitlines():
-        fields = line.split()
-        if len(fields) > 3:
-            users[fields[0]] = {name for name in fields[3].split(",") if name and name != "-"}
+def unload_order(loaded: Mapping[str, Iterable[str]]) -> list[str]:
+    """Loaded modules with the modules that use each, to those of NVIDIA's driver, users before what they use."""
+    users = {name: set(others) & set(loaded) for name, others in loaded.items()}
     wanted = {name for name in users if _FAMILY.match(name)}
     # What uses nvidia must go first, whatever its name is.
     for name in list(wanted):
-        wanted |= users[name] & set(users)
+        wanted |= users[name]
     order: list[str] = []
     while wanted:
         free = sorted(name for name in wanted if not (users[name] & wanted))

@@ -141,6 +141,15 @@ class Survey:
         soc_ids = [read_text(path) for path in glob.glob(self.path("sys", "devices/soc*/soc_id"))]
         return _hardware.describe(functions, vpds, soc_ids)
 
+    def modules(self) -> dict[str, list[str]]:
+        """Loaded modules with those that use each. What is built into the kernel has no state and is left out."""
+        root = self.path("sys", "module")
+        return {
+            name: names_in(f"{root}/{name}/holders")
+            for name in names_in(root)
+            if os.path.exists(f"{root}/{name}/initstate")
+        }
+
     def driver(self, hardware: Mapping[str, Any], units: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         """The driver in the kernel and on disk, what competes with it, and the services around it."""
         loaded = self.text("proc", "driver/nvidia/version")
@@ -152,7 +161,7 @@ class Survey:
             "module_license": module.get("license"),
             "module_signer": module.get("signer") or None,
             "nouveau": {
-                "loaded": "nouveau" in _system.loaded_modules(self.text("proc", "modules")),
+                "loaded": "nouveau" in self.modules(),
                 "bound": [gpu["address"] for gpu in hardware["gpus"] if gpu["driver"] == "nouveau"],
             },
             "units": {name: _system.unit_state(units.get(name, {})) for name in _system.DRIVER_UNITS},

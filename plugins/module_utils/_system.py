@@ -297,11 +297,6 @@ def parse_modinfo(text: str) -> dict[str, str]:
     return values
 
 
-def loaded_modules(text: str) -> set[str]:
-    """/proc/modules to names."""
-    return {line.split()[0] for line in text.splitlines() if line.strip()}
-
-
 def flavour(loaded: str, license_on_disk: str | None) -> str | None:
     """``open`` or ``proprietary``, by /proc/driver/nvidia/version, else by the licence of the module on disk."""
     if "NVRM version" in loaded:

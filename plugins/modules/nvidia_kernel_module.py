@@ -51,6 +51,10 @@ options:
     description: Where procfs is mounted. Tests point it at a constructed tree.
     type: path
     default: /proc
+  sys_root:
+    description: Where sysfs is mounted. Tests point it at a constructed tree.
+    type: path
+    default: /sys
 seealso:
   - module: baremetal.nim.gpu_host_info
 """
@@ -126,9 +130,13 @@ class Swap:
         except OSError:
             return ""
 
+    def survey(self) -> Survey:
+        """A look at this host as it is now."""
+        return Survey(self.run, {"proc": self.proc_root, "sys": self.module.params["sys_root"]})
+
     def modules(self) -> list[str]:
         """The driver's modules in the kernel, in the order they can go."""
-        return _kernel_module.unload_order(self.read(os.path.join(self.proc_root, "modules")))
+        return _kernel_module.unload_order(self.survey().modules())
 
     def loaded_version(self) -> str | None:
         """Version of the driver in the kernel."""
@@ -136,7 +144,7 @@ class Swap:
 
     def holders(self) -> list[dict[str, Any]]:
         """Processes that have a GPU's device node open, and the service or container they belong to."""
-        survey = Survey(self.run, {"proc": self.proc_root})
+        survey = self.survey()
         survey.descriptors()
         found = []
         for pid in survey.holders:
@@ -255,6 +263,7 @@ def main() -> None:
             "restore": {"type": "bool", "default": True},
             "state_file": {"type": "path", "default": "/run/nim/driver-stopped.json"},
             "proc_root": {"type": "path", "default": "/proc"},
+            "sys_root": {"type": "path", "default": "/sys"},
         },
         supports_check_mode=True,
     )

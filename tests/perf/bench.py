@@ -38,6 +38,8 @@ HOSTS = ("gpu01", "gpu02")
 SITE = "baremetal.nim.site"
 #: Targets: modules per host, site.yml over baseline, seconds until readiness is noticed.
 MODULES, RATIO, NOTICED = 25, 5.0, 0.3
+#: The roles that look after the GPUs, alone, and their target of modules per host.
+GPU_LAYER, GPU_MODULES = str(HERE / "gpu_layer.yml"), 6
 #: Loading times are drawn from this range. It spans one delay of uri, so its polls fall anywhere before readiness.
 LOADING = (4.0, 14.0)
 WAITS = ("module", "uri")
@@ -63,7 +65,8 @@ def main() -> int:
         lab.say("site.yml on bare hosts")
         play(SITE)
         report: dict[str, Any] = {"machine": machine(here), "load_average_before": os.getloadavg()}
-        report["modules"] = count_modules()
+        report["modules"] = count_modules(SITE)
+        report["gpu_modules"] = count_modules(GPU_LAYER)
         report["wall"] = compare_wall_times(repeats)
         report["noticed"] = watch_restarts(restarts)
     finally:
@@ -124,13 +127,13 @@ def play(playbook: str, unchanged: bool = False, **changes: str) -> float:
 # -- measurements ----------------------------------------------------------------------------------------------
 
 
-def count_modules() -> list[Call]:
-    """Every call of a no-op site.yml that reached a host: modules, and commands (modules are commands too)."""
-    lab.say("counting what a no-op site.yml runs on the hosts")
+def count_modules(playbook: str) -> list[Call]:
+    """Every call of a no-op run that reached a host: modules, and commands (modules are commands too)."""
+    lab.say(f"counting what a no-op {pathlib.Path(playbook).name} runs on the hosts")
     with tempfile.TemporaryDirectory() as folder:
         calls = pathlib.Path(folder, "calls")
         settings = {"ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"), "BENCH_CALLS": str(calls)}
-        play(SITE, unchanged=True, ANSIBLE_CALLBACKS_ENABLED="remote_calls", **settings)
+        play(playbook, unchanged=True, ANSIBLE_CALLBACKS_ENABLED="remote_calls", **settings)
         found: list[Call] = [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
     for call in found:
         # Not every call is handed the variables, but each knows where it goes; the lab's addresses are HOST.LAB.
@@ -139,14 +142,15 @@ def count_modules() -> list[Call]:
 
 
 def compare_wall_times(repeats: int) -> dict[str, list[float]]:
-    """Wall times of a no-op site.yml and of the baseline, in turns, over connections that are open already."""
-    lab.say(f"no-op site.yml and baseline in turns, {repeats} times each")
+    """Wall times of no-op runs and of the baseline, in turns, over connections that are open already."""
+    lab.say(f"no-op site.yml, GPU layer and baseline in turns, {repeats} times each")
     baseline = str(HERE / "baseline.yml")
     play(baseline)
-    times: dict[str, list[float]] = {"site": [], "baseline": []}
+    times: dict[str, list[float]] = {"site": [], "gpu_layer": [], "baseline": []}
     for _ in range(repeats):
         times["baseline"].append(play(baseline))
         times["site"].append(play(SITE, unchanged=True))
+        times["gpu_layer"].append(play(GPU_LAYER, unchanged=True))
     return times
 
 
@@ -217,20 +221,27 @@ def show_calls(calls: list[Call]) -> None:
 def show_table(report: dict[str, Any]) -> None:
     """Prints all results with their targets."""
     lines = [("MEASURE", "VALUE", "TARGET", "", "DETAIL")]
-    for host in HOSTS:
-        kinds = [call["kind"] for call in report["modules"] if call["host"] == host]
-        modules, commands = kinds.count("module"), kinds.count("command")
-        detail = f"{commands} remote commands in all"
-        lines.append(
-            (f"no-op site.yml, modules on {host}", str(modules), f"<= {MODULES}", mark(modules <= MODULES), detail)
-        )
+    for label, calls, target in (("site.yml", "modules", MODULES), ("GPU layer", "gpu_modules", GPU_MODULES)):
+        for host in HOSTS:
+            kinds = [call["kind"] for call in report[calls] if call["host"] == host]
+            modules, commands = kinds.count("module"), kinds.count("command")
+            detail = f"{commands} remote commands in all"
+            lines.append(
+                (f"no-op {label}, modules on {host}", str(modules), f"<= {target}", mark(modules <= target), detail)
+            )
     wall = report["wall"]
-    for name, label in (("site", "no-op site.yml"), ("baseline", "gather_facts + ping")):
+    for name, label in (
+        ("site", "no-op site.yml"),
+        ("gpu_layer", "no-op GPU layer"),
+        ("baseline", "gather_facts + ping"),
+    ):
         times = wall[name]
         detail = f"median of {len(times)}, min {min(times):.2f}, max {max(times):.2f}"
         lines.append((f"wall time, {label}", f"{statistics.median(times):.2f} s", "", "", detail))
     ratio = statistics.median(wall["site"]) / statistics.median(wall["baseline"])
     lines.append(("wall time, ratio", f"{ratio:.2f}", f"<= {RATIO:g}", mark(ratio <= RATIO), "of the medians"))
+    ratio = statistics.median(wall["gpu_layer"]) / statistics.median(wall["baseline"])
+    lines.append(("wall time, ratio of the GPU layer", f"{ratio:.2f}", "", "", "of the medians"))
     # A wait that began when the service was ready already says nothing about noticing.
     median = {}
     for wait, label in (("module", "chat_completion"), ("uri", "uri, delay 10")):

@@ -122,7 +122,11 @@ def test_preflight_problems():
         "memory": {"total": 10**12},
         "disks": {},
         "listeners": [],
-        "driver": {"error": None},
+        "driver": {"error": None, "loaded_version": "580.159.04", "holders": []},
+        "engine": {},
+        "repositories": [],
+        "secure_boot": {"enabled": None},
+        "hardware": {"gpus": [{"address": "0000:18:00.0"}]},
     }
     wanted = {
         "supported_systems": ["Debian 13"],
@@ -132,6 +136,13 @@ def test_preflight_problems():
         "min_memory_gb": 16,
         "max_clock_skew": 120,
         "controller_time": 100.0,
+        "driver_plan": {
+            "source": "preinstalled",
+            "branch": "580",
+            "change": "none",
+            "problems": [],
+            "prerequisites": [],
+        },
         "disk_gb": {},
     }
     problems = filter_of(preflight_problems)

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _daemon
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 OURS = {"live-restore": True, "features": {"cdi": True}}
 
@@ -84,3 +87,97 @@ def test_render_keeps_the_order_of_keys():
         _daemon.merge({"storage-driver": "overlay2", "dns": []}, {"dns": ["10.0.0.2"], "bip": "172.17.0.1/16"})
     )
     assert text == '{\n  "storage-driver": "overlay2",\n  "dns": [\n    "10.0.0.2"\n  ],\n  "bip": "172.17.0.1/16"\n}\n'
+
+
+# -- whatever a site has written (pain 11) -------------------------------------------------------------------------------
+
+# The same cases in every run.
+settings.register_profile("unit", database=None, deadline=None, derandomize=True)
+settings.load_profile("unit")
+
+#: Few keys, so that the two sides meet.
+TEXTS = st.text('aZ-. "\\\n\u00e9\U0001f680', max_size=4)
+KEYS = st.sampled_from(["features", "cdi", "runtimes", "dns", "live-restore", "log-opts", ""]) | TEXTS
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+CONFIGS = st.dictionaries(KEYS, VALUES, max_size=5)
+
+
+def leaves(config, path=()):
+    """Every value of a configuration that is no dictionary, or an empty one, by its path."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def same(one, other):
+    """Equal as JSON: 1, 1.0 and true are not the same there."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def look(config, path):
+    """The value at a path; KeyError when there is none."""
+    for key in path:
+        if not isinstance(config, dict):
+            raise KeyError(key)
+        config = config[key]
+    return config
+
+
+@given(CONFIGS, CONFIGS)
+def test_merge_has_everything_that_is_wanted(current, wanted):
+    merged = _daemon.merge(current, wanted)
+    for path, value in leaves(wanted):
+        found = look(merged, path)
+        assert same(found, value) or (value == {} and isinstance(found, dict))
+
+
+@given(CONFIGS, CONFIGS)
+def test_merge_keeps_everything_else(current, wanted):
+    """A value goes only where WANTED names it, something above it or something below it."""
+    merged = _daemon.merge(current, wanted)
+    named = [path for path, _value in leaves(wanted)]
+    for path, value in leaves(current):
+        if not any(path[: len(other)] == other or other[: len(path)] == path for other in named):
+            assert same(look(merged, path), value)
+
+
+@given(CONFIGS, CONFIGS)
+def test_merge_adds_nothing_of_its_own(current, wanted):
+    known = dict([*leaves(current), *leaves(wanted)])
+    assert all(path in known for path, _value in leaves(_daemon.merge(current, wanted)))
+
+
+@given(CONFIGS, CONFIGS)
+def test_merge_twice_is_merge_once(current, wanted):
+    merged = _daemon.merge(current, wanted)
+    assert same(_daemon.merge(merged, wanted), merged)
+
+
+@given(CONFIGS, CONFIGS)
+def test_merge_changes_neither_side(current, wanted):
+    before = copy.deepcopy((current, wanted))
+    _daemon.merge(current, wanted)
+    assert same((current, wanted), before)
+
+
+@given(CONFIGS)
+def test_merge_of_nothing(config):
+    assert same(_daemon.merge(config, {}), config)
+    assert same(_daemon.merge({}, config), config)
+    assert same(_daemon.merge(config, config), config)
+
+
+@given(CONFIGS, CONFIGS)
+def test_merge_keeps_the_order_of_keys(current, wanted):
+    merged = list(_daemon.merge(current, wanted))
+    assert merged[: len(current)] == list(current)
+
+
+@given(CONFIGS)
+def test_what_is_rendered_is_read_again(config):
+    assert same(_daemon.parse(_daemon.render(config)), config)

@@ -8,39 +8,36 @@ from __future__ import annotations
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _kernel_module as km
 
-PROC_MODULES = """\
-nvidia_uvm 4837376 4 - Live 0x0000000000000000 (OE)
-nvidia_drm 139264 0 - Live 0x0000000000000000 (OE)
-nvidia_modeset 1814528 1 nvidia_drm, Live 0x0000000000000000 (OE)
-nvidia 104071168 86 nvidia_uvm,nvidia_modeset,nvidia_peermem, Live 0x0000000000000000 (OE)
-nvidia_peermem 16384 0 - Live 0x0000000000000000 (OE)
-ib_uverbs 196608 1 nvidia_peermem, Live 0x0000000000000000
-nvme 61440 2 - Live 0x0000000000000000
-"""
+#: As /sys/module/*/holders tells it on a host with a display and RDMA.
+LOADED = {
+    "nvidia_uvm": [],
+    "nvidia_drm": [],
+    "nvidia_modeset": ["nvidia_drm"],
+    "nvidia": ["nvidia_uvm", "nvidia_modeset", "nvidia_peermem"],
+    "nvidia_peermem": [],
+    "ib_uverbs": ["nvidia_peermem"],
+    "nvme": [],
+}
 
 
 def test_users_of_a_module_are_unloaded_before_it():
-    order = km.unload_order(PROC_MODULES)
+    order = km.unload_order(LOADED)
     assert sorted(order) == ["nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_peermem", "nvidia_uvm"]
     assert order[-1] == "nvidia"
     assert order.index("nvidia_drm") < order.index("nvidia_modeset")
 
 
-@pytest.mark.parametrize("text", ["", "nvme 61440 2 - Live 0x0\n", "garbage\n"])
-def test_nothing_to_unload(text):
-    assert km.unload_order(text) == []
+@pytest.mark.parametrize("loaded", [{}, {"nvme": []}])
+def test_nothing_to_unload(loaded):
+    assert km.unload_order(loaded) == []
 
 
 def test_foreign_module_that_uses_nvidia_goes_first():
-    order = km.unload_order("nvidia 1 1 siteprobe, Live 0x0\nsiteprobe 1 0 - Live 0x0\n")
-    assert order == ["siteprobe", "nvidia"]
+    assert km.unload_order({"nvidia": ["siteprobe"], "siteprobe": []}) == ["siteprobe", "nvidia"]
 
 
 def test_circle_of_users_ends():
-    assert sorted(km.unload_order("nvidia 1 1 nvidia_a, Live 0x0\nnvidia_a 1 1 nvidia, Live 0x0\n")) == [
-        "nvidia",
-        "nvidia_a",
-    ]
+    assert sorted(km.unload_order({"nvidia": ["nvidia_a"], "nvidia_a": ["nvidia"]})) == ["nvidia", "nvidia_a"]
 
 
 def units(**states):

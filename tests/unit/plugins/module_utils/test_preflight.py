@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import pathlib
+import re
 
 import pytest
+import yaml
+from ansible_collections.baremetal.nim.plugins.module_utils import _preflight
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
-from ansible_collections.baremetal.nim.plugins.module_utils._preflight import preflight_problems
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
 GB = 10**9
@@ -29,8 +31,12 @@ HOST = {
         CACHE: {"mount": "/", "free": 80 * GB, "total": 500 * GB, "read_only": False},
     },
     "listeners": [{"address": "10.0.1.4", "port": 22, "pid": 811, "process": "sshd"}],
-    "driver": {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None},
+    "driver": {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None, "holders": []},
+    "engine": {"version": "26.1.5"},
+    "repositories": [],
+    "secure_boot": {"enabled": False, "mok_enrolled": None, "mok_key": None},
     "gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"],
+    "hardware": {"gpus": [{"address": "0000:18:00.0", "device_id": "2335", "name": "H200 SXM"}]},
     "services": {},
 }
 WANTED = {
@@ -41,12 +47,23 @@ WANTED = {
     "min_memory_gb": 16,
     "max_clock_skew": 120,
     "controller_time": NOW,
+    "driver_plan": {"source": "preinstalled", "branch": "580", "change": "none", "problems": [], "prerequisites": []},
     "disk_gb": {DOCKER: 40, CACHE: 40},
 }
-LLAMA = {"name": "llama", "state": "present", "port": 8000}
-PHI = {"name": "phi", "state": "present", "port": 8001}
+LLAMA = {"name": "llama", "state": "present", "port": 8000, "contract": "classic"}
+PHI = {"name": "phi", "state": "present", "port": 8001, "contract": "llm"}
 #: llama as it is on a host where it runs.
 RUNNING = {"record": {"name": "llama"}, "container": {"running": True, "ports": [8000]}}
+
+
+def preflight_problems(*arguments):
+    """The messages alone."""
+    return [problem["message"] for problem in _preflight.preflight_problems(*arguments)]
+
+
+def planned(change="upgrade", **plan):
+    """WANTED with a change of the driver ahead."""
+    return {**WANTED, "driver_plan": {**WANTED["driver_plan"], "source": "cuda_repo", "change": change, **plan}}
 
 
 def host(**changes):
@@ -126,14 +143,15 @@ BAD = [
         },
         [
             "nvidia-smi does not work: NVIDIA-SMI has failed",
-            "driver. Make sure it runs. Install or load the NVIDIA driver",
+            "driver. Make sure it runs. Wanted a driver, as nvidia_driver_source is preinstalled; install or load it",
         ],
         id="driver",
     ),
     pytest.param(
         {"driver__error": "nvidia-smi is not installed", "gpus": []}, ["nvidia-smi is not installed"], id="no-driver"
     ),
-    pytest.param({"gpus": []}, ["reports no GPU", "lspci -d 10de:"], id="no-gpu"),
+    pytest.param({"gpus": []}, ["reports no GPU", "dmesg"], id="no-gpu"),
+    pytest.param({"hardware__gpus": []}, ["no NVIDIA GPU is on the PCI bus", "lspci -d 10de:"], id="no-gpu-on-the-bus"),
     pytest.param(
         {"listeners": [{"address": "10.0.1.4", "port": 8000, "pid": 4711, "process": "uvicorn"}]},
         ["service llama: port 8000 is held by uvicorn (pid 4711) on 10.0.1.4", "sport = :8000", "another port"],
@@ -156,6 +174,114 @@ def test_problem(changes, said):
     (problem,) = preflight_problems(host(**changes), WANTED, [LLAMA])
     for words in said:
         assert words in problem
+
+
+@pytest.mark.parametrize("source", ["cuda_repo", "distribution", "mirror"])
+def test_driver_that_a_later_stage_brings_is_not_missed(source):
+    bare = host(driver__loaded_version=None, driver__error="nvidia-smi is not installed", gpus=[])
+    assert preflight_problems(bare, planned("install", source=source), [LLAMA]) == []
+
+
+TRAINING = {"pid": 4711, "name": "python3", "unit": "training.service", "service": None}
+
+
+@pytest.mark.parametrize(
+    ("holders", "wanted", "told"),
+    [
+        ([TRAINING], planned(), ["upgrade", "python3 (pid 4711, training.service)"]),
+        ([TRAINING], WANTED, None),
+        ([{**TRAINING, "unit": None, "service": "llama"}], planned(), None),
+        ([{**TRAINING, "unit": "nvidia-persistenced.service"}], planned(), None),
+    ],
+)
+def test_gpu_in_use_is_told_when_the_driver_is_to_change(holders, wanted, told):
+    problems = preflight_problems(host(driver__holders=holders), wanted, [LLAMA])
+    assert problems == [] if told is None else all(text in problems[0] for text in told)
+
+
+@pytest.mark.parametrize(
+    ("boot", "wanted", "refused"),
+    [
+        ({"enabled": True, "mok_enrolled": False, "mok_key": "/var/lib/dkms/mok.pub"}, planned("install"), True),
+        ({"enabled": True, "mok_enrolled": None, "mok_key": None}, planned("install"), True),
+        ({"enabled": True, "mok_enrolled": True, "mok_key": "/var/lib/dkms/mok.pub"}, planned("install"), False),
+        ({"enabled": False, "mok_enrolled": None, "mok_key": None}, planned("install"), False),
+        ({"enabled": None, "mok_enrolled": None, "mok_key": None}, planned("install"), False),
+        ({"enabled": True, "mok_enrolled": None, "mok_key": None}, planned("install", source="distribution"), False),
+        ({"enabled": True, "mok_enrolled": None, "mok_key": None}, WANTED, False),
+    ],
+)
+def test_pain_19_secure_boot_is_told_before_unsigned_modules_are_built(boot, wanted, refused):
+    problems = preflight_problems(host(secure_boot=boot), wanted, [LLAMA])
+    assert bool(problems) == refused
+    assert not problems or ("mokutil --import /var/lib/dkms/mok.pub" in problems[0] and "console" in problems[0])
+
+
+def source(path, signed_by, uri="http://apt.example.com/cuda", **changes):
+    entry = {"path": path, "enabled": True, "types": ["deb"], "uris": [uri], "suites": ["/"], "signed_by": signed_by}
+    return {**entry, **changes}
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ([source("/a.list", "/k1.gpg"), source("/b.sources", "/k2.gpg", uri="http://apt.example.com/cuda/")], ["/a.list and /b.sources"]),
+        ([source("/a.list", None), source("/b.sources", "/k2.gpg")], ["/a.list and /b.sources"]),
+        ([source("/a.list", "/k.gpg"), source("/b.sources", "/k.gpg")], None),
+        ([source("/a.list", "/k1.gpg"), source("/b.sources", "/k2.gpg", enabled=False)], None),
+        ([source("/a.list", "/k1.gpg"), source("/b.sources", "/k2.gpg", suites=["stable"])], None),
+    ],
+)  # fmt: skip
+def test_pain_9_conflicting_signed_by(sources, told):
+    problems = preflight_problems(host(repositories=sources), WANTED, [LLAMA])
+    assert problems == [] if told is None else all(text in problems[0] for text in told)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [("29.5.1", True), ("29.4.0", False), ("29.6.1", False), ("26.1.5", False), (None, False)]
+)
+def test_docker_that_is_known_to_fail(version, refused):
+    problems = preflight_problems(host(engine={"version": version}), WANTED, [LLAMA])
+    assert bool(problems) == refused and (not problems or "29.5.1" in problems[0])
+
+
+@pytest.mark.parametrize(
+    ("loaded", "wanted", "services", "told"),
+    [
+        ("570.86.15", WANTED, [PHI], "service phi: its driver would be of branch 570, images of contract llm want 580"),
+        ("570.86.15", WANTED, [LLAMA], None),
+        ("570.86.15", planned(branch="580"), [PHI], None),
+        ("580.159.04", planned("downgrade", branch="570"), [PHI], "branch 570"),
+        ("570.86.15", WANTED, [{**PHI, "state": "absent"}], None),
+    ],
+)
+def test_driver_branch_that_the_images_need(loaded, wanted, services, told):
+    problems = preflight_problems(host(driver__loaded_version=loaded), wanted, services)
+    assert problems == [] if told is None else told in problems[0]
+
+
+def test_problems_of_the_plan_are_told_with_the_others():
+    wanted = planned("install", problems=["nvidia_driver_branch is 58, wanted three digits."])
+    (problem,) = _preflight.preflight_problems(HOST, wanted, [LLAMA])
+    assert problem == {"check": "driver", "message": "nvidia_driver_branch is 58, wanted three digits."}
+
+
+def test_every_check_can_be_named():
+    role = pathlib.Path(__file__).resolve().parents[4] / "roles/preflight"
+    assert yaml.safe_load((role / "vars/main.yml").read_text())["__preflight_checks"] == list(_preflight.CHECKS)
+    source_text = pathlib.Path(_preflight.__file__).read_text()
+    assert set(re.findall(r'_problem\(\s*"(\w+)"', source_text)) == set(_preflight.CHECKS)
+
+
+def test_the_driver_is_asked_for_as_its_role_asks():
+    roles = pathlib.Path(__file__).resolve().parents[4] / "roles"
+    defaults = yaml.safe_load((roles / "nvidia_driver/defaults/main.yml").read_text())
+    asked = yaml.safe_load((roles / "preflight/vars/main.yml").read_text())["__preflight_driver"]
+    own = yaml.safe_load((roles / "nvidia_driver/vars/main.yml").read_text())["__nvidia_driver_wanted"]
+    assert asked.keys() == own.keys()
+    for key, text in asked.items():
+        default = re.search(r"default\((.*)\) }}", text).group(1)
+        assert yaml.safe_load(default) == defaults[f"nvidia_driver_{key}"], key
 
 
 def test_all_problems_at_once():

@@ -389,10 +389,6 @@ name:           nvidia
 signer:         DKMS module signing key
 sig_key:        1F:2A
 """
-MODULES = """\
-nvidia_uvm 2170880 4 - Live 0x0000000000000000 (O)
-nvidia 13549568 61 nvidia_uvm, Live 0x0000000000000000 (O)
-"""
 DATABASE = """\
 ii  docker.io 26.1.5+dfsg1-9
 hi  nvidia-open 580.159.04-1
@@ -416,7 +412,7 @@ def equipped(machine):
                 machine.write(f"{home}/{name}", f"{text}\n")
             if vendor == "0x10de":
                 (machine.root / home.lstrip("/") / "driver").symlink_to("../../../bus/pci/drivers/nvidia")
-    machine.write("/proc/modules", MODULES)
+    machine.write("/sys/module/nvidia/initstate", "live\n")
     machine.command("modinfo", out=MODINFO)
     machine.command("dpkg-query", _W=DATABASE)
     return machine
@@ -536,7 +532,7 @@ def test_nouveau_that_holds_the_gpus(call, deployed):
         link = deployed.root / f"sys/bus/pci/devices/{address}/driver"
         link.unlink()
         link.symlink_to("../../../bus/pci/drivers/nouveau")
-    deployed.write("/proc/modules", "nouveau 3096576 2 - Live 0x0000000000000000\n")
+    deployed.write("/sys/module/nouveau/initstate", "live\n")
     deployed.write("/proc/driver/nvidia/version", "")
     result = call()
     assert result["driver"]["nouveau"] == {"loaded": True, "bound": ["0000:00:06.0", "0000:00:07.0"]}

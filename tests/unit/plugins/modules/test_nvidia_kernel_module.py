@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -35,23 +36,23 @@ else:
 """
 MODPROBE = """\
 #!{python}
-import pathlib, sys
+import pathlib, shutil, sys
 home = pathlib.Path({home!r})
 with open(home / 'calls', 'a') as calls:
     calls.write('modprobe ' + ' '.join(sys.argv[1:]) + '\\n')
 if (home / 'stuck').exists():
     sys.exit('modprobe: FATAL: Module nvidia_drm is in use.')
-modules, version = home / 'proc/modules', home / 'proc/driver/nvidia/version'
+modules, version = home / 'sys/module', home / 'proc/driver/nvidia/version'
 if sys.argv[1] == '-r':
-    modules.write_text('')
+    shutil.rmtree(modules)
     version.unlink()
 elif not (home / 'disk').exists():
     sys.exit(f'modprobe: FATAL: Module {{sys.argv[1]}} not found in directory /lib/modules/6.12')
 else:
-    modules.write_text(modules.read_text() + sys.argv[1] + ' 1 0 - Live 0x0\\n')
+    (modules / sys.argv[1] / 'holders').mkdir(parents=True)
+    (modules / sys.argv[1] / 'initstate').write_text('live')
     version.write_text('NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  ' + (home / 'disk').read_text() + '  Release\\n')
 """
-LOADED = "nvidia_uvm 1 0 - Live 0x0\nnvidia 1 1 nvidia_uvm, Live 0x0\n"
 SERVICES = ("nim-llama.service", "nvidia-persistenced.service", "nvidia-dcgm.service", "nvidia-cdi-refresh.service")
 
 
@@ -69,7 +70,10 @@ class Host:
         for name in SERVICES:
             (home / "units" / name).write_text("active")
         (home / "etc/nim-llama.service").touch()
-        (home / "proc/modules").write_text(LOADED)
+        for name, users in {"nvidia": ["nvidia_uvm"], "nvidia_uvm": []}.items():
+            for user in ["", *users]:
+                (home / "sys/module" / name / "holders" / user).mkdir(parents=True, exist_ok=True)
+            (home / "sys/module" / name / "initstate").write_text("live")
         (home / "proc/driver/nvidia/version").write_text(
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release\n"
         )
@@ -101,7 +105,13 @@ def host(tmp_path, monkeypatch):
 @pytest.fixture
 def run(host, capfd):
     def call(state, check=False, **options):
-        args = {"state": state, "state_file": str(host.state_file), "proc_root": str(host.home / "proc"), **options}
+        args = {
+            "state": state,
+            "state_file": str(host.state_file),
+            "proc_root": str(host.home / "proc"),
+            "sys_root": str(host.home / "sys"),
+            **options,
+        }
         with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(SystemExit):
             nvidia_kernel_module.main()
         return json.loads(capfd.readouterr().out)
@@ -217,14 +227,14 @@ def test_unit_that_went_with_its_package_is_left_out(host, run):
 @pytest.mark.parametrize("state", ["loaded", "unloaded"])
 def test_check_mode_touches_nothing(host, run, state):
     if state == "loaded":
-        (host.home / "proc/modules").write_text("")
+        shutil.rmtree(host.home / "sys/module")
     result = run(state, check=True)
     assert result["changed"] and host.calls == []
     assert not host.state_file.exists()
 
 
 def test_bare_host_has_nothing_to_unload(host, run):
-    (host.home / "proc/modules").write_text("")
+    shutil.rmtree(host.home / "sys/module")
     result = run("unloaded")
     assert not result["changed"] and result["unloaded"] and host.calls == []
 
@@ -233,5 +243,5 @@ def test_no_modprobe(host, run, monkeypatch):
     (host.home / "bin/modprobe").unlink()
     if subprocess.run(["sh", "-c", "command -v /sbin/modprobe /usr/sbin/modprobe"], check=False).returncode == 0:
         pytest.skip("this machine has a modprobe of its own")
-    (host.home / "proc/modules").write_text("")
+    shutil.rmtree(host.home / "sys/module")
     assert "not installed" in run("loaded")["error"]

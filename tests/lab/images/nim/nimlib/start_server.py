@@ -106,6 +106,7 @@ class Launcher:
         self.settings = settings
         self.extra = extra
         self.children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+        self.held: list[int] = []
 
     def run(self) -> int:
         """Serve until a signal or the end of a child."""
@@ -142,6 +143,8 @@ class Launcher:
             return 1
         if settings.llm:
             self._spawn("nginx", self._nginx())
+        # A driver does not unload under a model that is served; here nothing else would keep it.
+        self.held = [os.open(node, os.O_PATH) for node in Path("/dev").glob("nvidia[0-9]*")]
         profile = select(settings, gpus())
         if settings.cache.is_dir() and not os.access(settings.cache, os.W_OK):
             log.warning(

@@ -1,0 +1,242 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The driver under running services. The tests go on from each other, in this order."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from conftest import ROOT, ask, eventually, machine, play, play_command, play_environment
+
+pytestmark = pytest.mark.usefixtures("journal")
+
+HOST = "gpu01"
+OLD, NOW, NEW = "580.126.20", "580.159.04", "595.71.05"
+LOCKSTEP = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1", "libnvidia-ml1", "nvidia-persistenced")
+
+
+def site(*args, **driver):
+    """site.yml with variables of nvidia_driver, without their prefix."""
+    return play("site", *args, limit=HOST, extra={f"nvidia_driver_{key}": value for key, value in driver.items()})
+
+
+def converges(**driver):
+    """Runs the play to its end, and again without a change."""
+    run = site(**driver)
+    assert run.returncode == 0, run.stdout
+    assert ask(HOST)
+    again = site(**driver)
+    assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
+    return run.stdout
+
+
+def packages(host):
+    """Installed driver packages with their versions."""
+    listing = host.check_output("dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\\n' '*nvidia*' 'libcuda1'")
+    rows = (line.split() for line in listing.splitlines())
+    return {row[1]: row[2] for row in rows if row[0] == "ii" and "container" not in row[1] and "pinning" not in row[1]}
+
+
+def snapshot(host):
+    """What a refused change must leave alone: the packages, the loaded driver and the very container."""
+    container = host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama")
+    return packages(host), loaded(host), container
+
+
+def loaded(host):
+    """Version of the driver in the kernel."""
+    return re.search(r"Module for \S+\s+(\S+)", host.check_output("cat /proc/driver/nvidia/version")).group(1)
+
+
+def refused(host, *told, **driver):
+    """The play fails, says TOLD, and the host serves as before."""
+    before = snapshot(host)
+    run = site(**driver)
+    assert run.returncode == 2, run.stdout
+    missing = [text for text in told if text not in run.stdout]
+    assert not missing, f"not told: {missing}\n{run.stdout}"
+    assert snapshot(host) == before
+    assert ask(HOST)
+    return run.stdout
+
+
+def test_bare_host_became_one_with_a_driver(host):
+    versions = {name: version.split("-")[0] for name, version in packages(host).items()}
+    assert {versions[name] for name in LOCKSTEP} == {NOW}, versions
+    assert loaded(host) == NOW
+    assert "GPU 0: NVIDIA H200" in host.check_output("nvidia-smi -L")
+    daemon = host.service("nvidia-persistenced")
+    assert daemon.is_running and daemon.is_enabled
+
+
+def test_pain_2_and_16_updates_leave_the_driver_alone(host):
+    held = host.check_output("apt-mark showhold").split()
+    assert set(LOCKSTEP) <= set(held), held
+    assert "nvidia-container-toolkit" in held
+    assert "Unattended-Upgrade::Package-Blacklist" in host.check_output("apt-config dump | grep -A9 Package-Blacklist")
+    upgrade = host.check_output("apt-get --simulate -o APT::Get::Show-Upgraded=true upgrade")
+    assert "Inst nvidia" not in upgrade and "Inst libcuda" not in upgrade
+
+
+def test_pain_6_no_fabric_manager_without_a_fabric(host):
+    assert "nvidia-fabricmanager" not in packages(host)
+
+
+def test_check_mode_says_what_an_upgrade_would_do(host):
+    before = snapshot(host)
+    run = site("--check", branch="595")
+    assert run.returncode == 0, run.stdout
+    assert f"Would upgrade the driver from {NOW}" in run.stdout
+    assert snapshot(host) == before
+
+
+def test_upgrade_under_a_running_service(host):
+    before = host.check_output("docker inspect --format '{{.Id}}' nim-llama")
+    converges(branch="595")
+    versions = {name: version.split("-")[0] for name, version in packages(host).items()}
+    assert {versions[name] for name in LOCKSTEP} == {NEW}, versions
+    assert loaded(host) == NEW
+    assert f"libcuda.so.{NEW}" in host.check_output("cat /var/run/cdi/nvidia.yaml")
+    assert host.check_output("docker inspect --format '{{.Id}}' nim-llama") != before
+    assert "GPU 0" in host.check_output("docker exec nim-llama nvidia-smi -L"), "the container has the new libraries"
+    journal = host.check_output("journalctl -o short-monotonic --no-pager -u nim-llama -u nvidia-persistenced")
+    stopped = [line for line in journal.splitlines() if "Stopped " in line][-2:]
+    assert "nim-llama" in stopped[0] and "ersistence" in stopped[1], "services stop before what they use"
+
+
+def test_downgrade_to_an_exact_version_and_back(host):
+    converges(version=OLD)
+    assert loaded(host) == OLD
+    converges(version=NOW)
+    assert loaded(host) == NOW
+
+
+def test_foreign_process_on_the_gpu_refuses_the_change(host):
+    script = "import os,time; os.open('/dev/nvidia0', os.O_PATH); time.sleep(600)"
+    host.check_output(f'systemd-run --unit=training python3 -c "{script}"')
+    try:
+        refused(host, "python3", "training.service", "was not touched", branch="595")
+    finally:
+        host.run("systemctl stop training")
+
+
+@pytest.mark.parametrize(
+    ("told", "driver"),
+    [
+        pytest.param(["580.159", "nvidia_driver_version"], {"branch": "580.159"}, id="branch is no branch"),
+        pytest.param(["floppy", "cuda_repo"], {"source": "floppy"}, id="unknown source"),
+        pytest.param(["595.71.05", "580"], {"version": NEW}, id="version of another branch"),
+        pytest.param(["999"], {"branch": "999"}, id="pain 10: no such branch"),
+        pytest.param(["http://apt.lab:9/cuda/"], {"branch": "595", "mirror_url": "http://apt.lab:9/cuda/"}, id="unreachable mirror"),
+        pytest.param(
+            ["fingerprint"], {"branch": "595", "mirror_key_fingerprint": "0123456789ABCDEF0123456789ABCDEF01234567"}, id="pain 8: wrong key"
+        ),
+        pytest.param(
+            ["cuda-foreign-key"], {"branch": "595", "mirror_url": "http://apt.lab:8080/cuda-foreign-key/"}, id="pain 8: signed by another"
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told_before_anything_is_touched(host, told, driver):
+    refused(host, *told, **driver)
+
+
+def test_pain_10_broken_pins_are_found_by_simulation(host):
+    pin = "Package: libcuda1\\nPin: version 580.126.20*\\nPin-Priority: 2000\\n"
+    host.check_output(f"printf '{pin}' > /etc/apt/preferences.d/site")
+    try:
+        refused(host, "libcuda1", branch="595")
+    finally:
+        host.run("rm /etc/apt/preferences.d/site")
+
+
+def test_pain_12_headers_of_the_running_kernel_are_missing(host):
+    kernel = host.check_output("uname -r")
+    host.check_output(f"dpkg --purge --force-depends linux-headers-{kernel}")
+    try:
+        refused(host, f"linux-headers-{kernel}", branch="595", mirror_url="http://apt.lab:8080/cuda-no-headers/")
+    finally:
+        # The refused run left the poor mirror configured; the next good one replaces it.
+        converges()
+    assert host.package(f"linux-headers-{kernel}").is_installed
+
+
+def test_interrupted_dpkg_is_told_and_cured(host):
+    host.check_output(
+        "dpkg --unpack --force-all $(ls -t /var/cache/apt/archives/libcuda1_*.deb 2>/dev/null | head -1) /dev/null 2>/dev/null; true"
+    )
+    host.check_output(
+        "sed -i '/^Package: libcuda1$/,/^$/s/^Status: .*/Status: hold ok half-configured/' /var/lib/dpkg/status"
+    )
+    refused(host, "dpkg --configure -a", branch="595")
+    host.check_output("dpkg --configure -a")
+    converges()
+
+
+def test_full_disk_during_the_installation(host):
+    free = int(host.check_output("df --output=avail -B1 /usr | tail -1"))
+    if free > 60e9:
+        # Filling a real disk that large would take others down: a small one is laid over the place where dpkg unpacks.
+        host.check_output("mount -t tmpfs -o size=16k tmpfs /usr/lib/lab-driver")
+    try:
+        run = site(branch="595")
+        assert run.returncode == 2 and "No space left on device" in run.stdout, run.stdout
+        assert "dpkg --configure -a" in run.stdout
+    finally:
+        host.run("umount /usr/lib/lab-driver")
+    host.run("dpkg --configure -a")
+    converges(branch="595")
+    converges()
+
+
+@pytest.mark.parametrize(
+    ("at", "delay"),
+    [
+        pytest.param("Make room for it", 1.5, id="while services stop"),
+        pytest.param("Install the driver", 1.0, id="while packages install"),
+        pytest.param("Load the driver and start", 0.3, id="while the driver loads"),
+    ],
+)
+def test_killed_and_run_again(host, at, delay):
+    branch = "595" if loaded(host).startswith("580") else "580"
+    extra = {"nvidia_driver_branch": branch}
+    process = subprocess.Popen(
+        play_command("site", limit=HOST, extra=extra), cwd=ROOT, env=play_environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    for line in process.stdout:
+        if at in line:
+            time.sleep(delay)
+            break
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # What the killed play had asked of the host may still be under way there.
+    eventually(lambda: host.run("pgrep -x 'dpkg|apt-get'").rc == 1)
+    host.run("dpkg --configure -a")
+    converges(branch=branch)
+    assert loaded(host).startswith(branch)
+
+
+def test_pain_22_nouveau_needs_a_reboot_and_says_so(host):
+    host.check_output("touch /opt/lab-driver/nouveau")
+    host.check_output("rm -f /etc/modprobe.d/baremetal-nim-nouveau.conf")
+    machine(HOST).restart(timeout=60)
+    eventually(lambda: host.run("true").rc == 0)
+    run = site()
+    assert run.returncode == 2 and "nouveau" in run.stdout and "nvidia_driver_reboot_allowed" in run.stdout, run.stdout
+    assert host.file("/etc/modprobe.d/baremetal-nim-nouveau.conf").exists
+    machine(HOST).restart(timeout=60)
+    eventually(lambda: host.run("true").rc == 0)
+    converges()
+    host.check_output("rm /opt/lab-driver/nouveau")

@@ -1,0 +1,536 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which driver a host gets, from where and how. Private to the collection; pure.
+
+Names, URLs and version rules are in ``_driver_data.py``; HOST is always the result of gpu_host_info.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data as data
+from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils._system import upstream_version
+
+Host = Mapping[str, Any]
+Wanted = Mapping[str, Any]
+_FAMILY = re.compile(f"(?:{data.FAMILY})$")
+_LOCKSTEP = re.compile(f"(?:{data.LOCKSTEP})$")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+# -- the system ----------------------------------------------------------------------------------------------------
+
+
+def _system(host: Host) -> dict[str, Any] | None:
+    """The entry of this system in the data, with its package manager; None when there is none."""
+    system = host["os"]
+    enterprise = system["distribution"] in data.ENTERPRISE_LINUX
+    name = "EL" if enterprise else system["distribution"]
+    version = system["version"] if name == "Ubuntu" else system["major"]
+    found = data.SYSTEMS.get((name, version))
+    return {**found, "name": name, "version": version, "manager": "dnf" if enterprise else "apt"} if found else None
+
+
+def _naming(system: Mapping[str, Any], wanted: Wanted) -> str:
+    """Which list of package names applies."""
+    naming = str(system["naming"])
+    if wanted["source"] == "distribution":
+        return f"{naming}_archive"
+    return "ubuntu_suffixed" if naming == "ubuntu" and int(wanted["branch"]) < data.UNSUFFIXED else naming
+
+
+def _has_fabric(host: Host) -> bool:
+    return bool(host["hardware"]["nvswitches"] or host["hardware"]["nvlink5"])
+
+
+# -- problems ------------------------------------------------------------------------------------------------------
+
+
+def _input_problems(wanted: Wanted) -> list[str]:
+    problems = []
+    source, branch, version = wanted["source"], str(wanted["branch"]), str(wanted["version"] or "")
+    if source not in data.SOURCES:
+        problems.append(f"nvidia_driver_source is {source}, wanted one of {', '.join(data.SOURCES)}.")
+    if not re.fullmatch(r"\d{3}", branch):
+        problems.append(
+            f"nvidia_driver_branch is {branch}, wanted three digits such as 580; an exact version goes into nvidia_driver_version."
+        )
+    elif version and not re.fullmatch(rf"{branch}\.\d+(\.\d+)?", version):
+        problems.append(
+            f"nvidia_driver_version is {version}, wanted a version of branch {branch} such as {branch}.159.04;"
+            f" set nvidia_driver_branch to the version's own branch: {version.split('.')[0]}."
+        )
+    if wanted["flavour"] not in data.FLAVOURS:
+        problems.append(f"nvidia_driver_flavour is {wanted['flavour']}, wanted {' or '.join(data.FLAVOURS)}.")
+    if source == "mirror":
+        for key in ("mirror_url", "mirror_key_url", "mirror_key_fingerprint"):
+            if not wanted[key]:
+                problems.append(f"nvidia_driver_{key} is empty, wanted with nvidia_driver_source mirror.")
+        fingerprint = "".join(str(wanted["mirror_key_fingerprint"]).split())
+        if fingerprint and not re.fullmatch(r"[0-9A-Fa-f]{40}", fingerprint):
+            problems.append(
+                f"nvidia_driver_mirror_key_fingerprint is {fingerprint}, wanted 40 hexadecimal digits: gpg --show-keys FILE"
+            )
+    return problems
+
+
+def _module_problems(host: Host, wanted: Wanted) -> list[str]:
+    """Modules that do not fit the GPUs."""
+    problems = []
+    branch = int(wanted["branch"])
+    architectures = sorted({gpu["architecture"] for gpu in host["hardware"]["gpus"] if gpu["architecture"]})
+    if wanted["flavour"] == "proprietary":
+        needs = [name for name in architectures if name in data.NEED_OPEN] + ["Grace"] * host["hardware"]["grace"]
+        if needs:
+            problems.append(
+                f"nvidia_driver_flavour is proprietary, but {' and '.join(needs)} need open; leave nvidia_driver_flavour at open."
+            )
+        if branch >= data.OPEN_ONLY:
+            problems.append(
+                f"nvidia_driver_flavour is proprietary, but branch {branch} has open modules only; use open or a branch below {data.OPEN_ONLY}."
+            )
+    old = [name for name in architectures if name in data.NEED_PROPRIETARY]
+    if old and wanted["flavour"] == "open":
+        problems.append(
+            f"the GPUs are {' and '.join(old)}, which the open modules do not drive;"
+            f" set nvidia_driver_flavour: proprietary and a branch up to {data.LAST_OF_OLD}."
+        )
+    elif old and branch > data.LAST_OF_OLD:
+        problems.append(
+            f"nvidia_driver_branch is {branch}, but {' and '.join(old)} are driven up to {data.LAST_OF_OLD}; use that."
+        )
+    for name in architectures:
+        if branch < data.FIRST_BRANCH.get(name, 0):
+            problems.append(
+                f"nvidia_driver_branch is {branch}, but {name} is driven from {data.FIRST_BRANCH[name]} on; use a newer branch."
+            )
+    return problems
+
+
+def _system_problems(host: Host, wanted: Wanted, system: Mapping[str, Any] | None) -> list[str]:
+    here = f"{host['os']['distribution']} {host['os']['version']}"
+    if system is None:
+        names = sorted({f"{name} {version}" for name, version in data.SYSTEMS})
+        return [
+            (
+                f"{here} is not known to the driver's sources, wanted {', '.join(names)}; install the driver yourself and"
+                " set nvidia_driver_source: preinstalled."
+            )
+        ]
+    problems = []
+    if host["os"]["architecture"] not in data.ARCHITECTURES:
+        problems.append(
+            f"architecture is {host['os']['architecture']}, wanted {' or '.join(data.ARCHITECTURES)};"
+            " install the driver yourself and set nvidia_driver_source: preinstalled."
+        )
+    if wanted["source"] == "distribution":
+        problems += _distribution_problems(host, wanted, system)
+    return problems
+
+
+def _distribution_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    if system["name"] == "EL":
+        return [
+            (
+                "nvidia_driver_source distribution is not built for Enterprise Linux; install with rhel-drivers and set"
+                " nvidia_driver_source: preinstalled, or use cuda_repo."
+            )
+        ]
+    if system["name"] != "Debian":
+        return []
+    problems = []
+    carried = data.DEBIAN_BRANCH[system["version"]]
+    if str(wanted["branch"]) != carried:
+        problems.append(
+            f"Debian {system['version']} carries branch {carried}, wanted {wanted['branch']};"
+            f' set nvidia_driver_branch: "{carried}" or nvidia_driver_source: cuda_repo.'
+        )
+    enabled = {
+        name for entry in host["repositories"] if entry["enabled"] and entry["origin"] == "distribution" for name in entry["components"]
+    }  # fmt: skip
+    missing = [name for name in data.DEBIAN_COMPONENTS if name not in enabled]
+    if missing:
+        problems.append(
+            f"Debian's sources have the components {', '.join(sorted(enabled)) or 'none'}, wanted {' and '.join(missing)} too;"
+            " add them in /etc/apt/sources.list.d/debian.sources or /etc/apt/sources.list."
+        )
+    return problems
+
+
+def _package_problems(host: Host, wanted: Wanted, change: str) -> list[str]:
+    if change == "none":
+        return []
+    problems = []
+    state = host["package_state"]
+    if state["interrupted"]:
+        names = ", ".join(state["incomplete"]) or "unknown packages"
+        problems.append(
+            f"the package manager was interrupted ({names} not configured), wanted none; run: dpkg --configure -a"
+        )
+    other = data.ORIGINS.get("cuda_repo" if wanted["source"] == "distribution" else "distribution", "")
+    mixed = sorted(name for name in host["packages"] if re.fullmatch(other, name))
+    if mixed:
+        problems.append(
+            f"{', '.join(mixed)} of another origin are installed, wanted packages of one origin;"
+            f" remove them first: apt-get purge {' '.join(mixed)}"
+        )
+    return problems
+
+
+# -- the parts of the plan -----------------------------------------------------------------------------------------
+
+
+def installed_version(packages: Mapping[str, str]) -> str | None:
+    """Version of the installed driver, None when there is none."""
+    for witness in data.WITNESSES:
+        for name in sorted(packages):
+            if re.fullmatch(witness, name):
+                return upstream_version(packages[name])
+    return None
+
+
+def _names(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    """Packages that must be there, in the order they are named to the package manager."""
+    branch, manager = int(wanted["branch"]), system["manager"]
+    if wanted["compute_only"] or wanted["source"] == "distribution":
+        names = list(data.COMPUTE[_naming(system, wanted)][wanted["flavour"]])
+    else:
+        names = list(data.FULL[wanted["flavour"]])
+    # Ubuntu's archive kept the branch in these names.
+    old = branch < data.FABRIC_UNSUFFIXED or (wanted["source"] == "distribution" and system["name"] == "Ubuntu")
+    if _has_fabric(host):
+        names.append((data.FABRIC_MANAGER_OLD if old else data.FABRIC_MANAGER)[manager])
+        names.append((data.FABRIC_LIBRARY_OLD if old else data.FABRIC_LIBRARY)[manager])
+    if host["hardware"]["nvlink5"]:
+        names += data.NVLINK5
+    if host["hardware"]["multi_node_nvlink"]:
+        names.append((data.IMEX_OLD if old else data.IMEX)[manager])
+    kernel = str(wanted.get("kernel") or host["kernel"]["running"])
+    return [name.format(branch=branch, kernel_flavour=kernel.rsplit("-", 1)[-1]) for name in names]
+
+
+def _lockstep(packages: Mapping[str, str]) -> dict[str, str | None]:
+    """Upstream versions of the packages that must agree."""
+    return {name: upstream_version(version) for name, version in packages.items() if _LOCKSTEP.match(name)}
+
+
+def _satisfied(version: str | None, wanted: Wanted) -> bool:
+    if not version:
+        return False
+    return version == wanted["version"] if wanted["version"] else version.startswith(f"{wanted['branch']}.")
+
+
+def _change(host: Host, wanted: Wanted, names: Iterable[str]) -> tuple[str, list[str]]:
+    """What is to be done, and remarks on why."""
+    version = installed_version(host["packages"])
+    if version is None:
+        return "install", []
+    if not _satisfied(version, wanted):
+        target = _numbers(wanted["version"] or wanted["branch"])
+        return ("upgrade" if target > _numbers(version)[: len(target)] else "downgrade"), []
+    apart = {name: found for name, found in _lockstep(host["packages"]).items() if found != version}
+    if apart:
+        told = ", ".join(f"{name} {found}" for name, found in sorted(apart.items()))
+        return "switch", [f"not in step with {version}: {told}"]
+    missing = [name for name in names if name not in host["packages"]]
+    if missing:
+        return "switch", [f"missing: {', '.join(missing)}"]
+    return "none", []
+
+
+def _companions(host: Host, wanted: Wanted, names: Iterable[str]) -> list[str]:
+    """Installed packages that move together with NAMES: a held one stays where it is unless it is named.
+
+    A name that carries the number of another branch does not exist in the wanted one; those are left to conflicts.
+    """
+    version = installed_version(host["packages"])
+    foreign = re.compile(rf"-(?!{wanted['branch']}\b)\d{{3}}\b")
+    return sorted(
+        name
+        for name, found in host["packages"].items()
+        if name not in names and _FAMILY.match(name) and upstream_version(found) == version and not foreign.search(name)
+    )
+
+
+def _specs(names: Iterable[str], wanted: Wanted, manager: str) -> list[str]:
+    """Names with the version that the package manager is to take."""
+    version = wanted["version"]
+    specs = []
+    for name in names:
+        if name in data.NVLINK5:
+            specs.append(name)
+        elif manager == "dnf":
+            # The stream or the version lock keeps the branch.
+            specs.append(f"{name}-{version}*" if version else name)
+        else:
+            specs.append(f"{name}={version}-*" if version else f"{name}={wanted['branch']}.*")
+    return specs
+
+
+def _origin(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Keys and repositories of the source, each with whether the host has it already."""
+    manager = system["manager"]
+    if wanted["source"] == "cuda_repo":
+        architecture = data.ARCHITECTURES[host["os"]["architecture"]]
+        url = data.REPOSITORY.format(folder=system["folder"], architecture=architecture)
+        name, fingerprint = data.KEYS[manager]
+        key_url, suite = url + name, "/"
+    elif wanted["source"] == "mirror":
+        url, key_url, suite = wanted["mirror_url"], wanted["mirror_key_url"], wanted["mirror_suite"]
+        fingerprint = "".join(str(wanted["mirror_key_fingerprint"]).split()).upper()
+    else:
+        return [], []
+    signed_by = data.KEY_PATH if manager == "apt" else key_url
+    repository = _repositories.wanted_repository(data.SOURCE_NAME, manager, url, suite, signed_by)
+    repository["current"] = _repositories.repository_current(repository, host["repositories"])
+    # rpm keeps keys in its own database: what is in the repository's file counts.
+    known = (
+        repository["current"]
+        if manager == "dnf"
+        else _repositories.key_current(data.KEY_PATH, [fingerprint], host["keys"])
+    )
+    key = {
+        "url": key_url,
+        "path": data.KEY_PATH if manager == "apt" else None,
+        "fingerprints": [fingerprint],
+        "current": known,
+    }
+    return [key], [repository]
+
+
+def _retired(host: Host, repositories: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Files and packages that would fight with the wanted source."""
+    files = [path for path, found in host["keys"].items() if found == [data.RETIRED_KEY]]
+    for repository in repositories:
+        files += _repositories.duplicates(repository, host["repositories"])
+    return {
+        "files": sorted(files),
+        "packages": ["cuda-keyring"] if files and "cuda-keyring" in host["packages"] else [],
+    }
+
+
+def _files(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings on the host, each with whether it differs from what is there."""
+    items = [data.NOUVEAU]
+    if system["manager"] == "apt":
+        items.append(data.UNATTENDED)
+        if host["updates"]["needrestart"]:
+            items.append(data.NEEDRESTART)
+    if wanted["persistence"]:
+        items.append(data.PERSISTENCED)
+    if host["hardware"]["nvlink5"]:
+        items.append(data.INFINIBAND)
+    return [
+        {
+            "path": path,
+            "content": content,
+            "mode": "0644",
+            "changed": host["files"].get(path) != hashlib.sha256(content.encode()).hexdigest(),
+            "effect": effect,
+        }
+        for path, content, effect in items
+    ]
+
+
+def _services(host: Host, wanted: Wanted) -> list[dict[str, Any]]:
+    needs = {
+        "nvidia-persistenced.service": bool(wanted["persistence"]),
+        "nvidia-fabricmanager.service": _has_fabric(host),
+        "nvidia-imex.service": bool(host["hardware"]["multi_node_nvlink"]),
+    }
+    units = host["driver"]["units"]
+    return [
+        {
+            "name": name,
+            "needed": needed,
+            "current": not needed or bool(units.get(name, {}).get("active") and units[name]["enabled"]),
+        }
+        for name, needed in needs.items()
+    ]
+
+
+def _locks(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> dict[str, Any]:
+    """How Enterprise Linux is kept on the branch."""
+    if system["manager"] != "dnf":
+        return {"module_stream": None, "versionlock": []}
+    branch = wanted["branch"]
+    if system["version"] == "10":
+        return {"module_stream": None, "versionlock": [f"*nvidia*{wanted['version'] or branch}*"]}
+    suffix = "open" if wanted["flavour"] == "open" else "dkms"
+    return {"module_stream": f"nvidia-driver:{branch}-{suffix}", "versionlock": []}
+
+
+def _prerequisites(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    """Headers for the modules that DKMS builds."""
+    if wanted["source"] == "distribution" and system["naming"] == "ubuntu":
+        return []
+    kernel = str(wanted.get("kernel") or "")
+    if not kernel and host["kernel"]["headers"]:
+        return []
+    kernel = kernel or host["kernel"]["running"]
+    return [f"linux-headers-{kernel}" if system["manager"] == "apt" else f"kernel-devel-{kernel}"]
+
+
+def reboot_reason(host: Host) -> str | None:
+    """Why only a reboot brings the installed driver into the kernel, None when nothing of that kind is seen."""
+    driver = host["driver"]
+    if driver["nouveau"]["bound"]:
+        return f"nouveau drives {', '.join(driver['nouveau']['bound'])}, wanted nvidia; it is kept out from the next boot on."
+    if not driver["module_version"] or not host["hardware"]["gpus"]:
+        return None
+    if driver["loaded_version"] is None:
+        return f"driver {driver['module_version']} is installed, but no module of it is loaded."
+    if driver["loaded_version"] != driver["module_version"]:
+        return f"driver {driver['loaded_version']} is loaded, {driver['module_version']} is installed."
+    return None
+
+
+# -- the plan ------------------------------------------------------------------------------------------------------
+
+
+def _empty(host: Host, wanted: Wanted, problems: list[str]) -> dict[str, Any]:
+    return {
+        "source": wanted["source"],
+        "branch": str(wanted["branch"]),
+        "version": wanted["version"] or None,
+        "flavour": wanted["flavour"],
+        "problems": problems,
+        "notes": [],
+        "change": "none",
+        "installed_version": installed_version(host["packages"]) or host["driver"]["module_version"],
+        "keys": [],
+        "repositories": [],
+        "retired": {"files": [], "packages": []},
+        "module_stream": None,
+        "versionlock": [],
+        "prerequisites": [],
+        "pins": [],
+        "packages": [],
+        "holds": [],
+        "missing_holds": [],
+        "files": [],
+        "services": [],
+        "reboot_reason": None,
+        "current": not problems,
+    }
+
+
+def _preinstalled(host: Host, wanted: Wanted) -> dict[str, Any]:
+    driver = host["driver"]
+    problems = []
+    cure = "install or load it as your system does, or choose another nvidia_driver_source."
+    if driver["error"]:
+        problems.append(
+            f"nvidia-smi does not work: {' '.join(driver['error'].split())} Wanted a driver that works; {cure}"
+        )
+    elif not driver["loaded_version"]:
+        problems.append(f"no driver is loaded, wanted one of branch {wanted['branch']} or newer; {cure}")
+    elif int(driver["loaded_version"].split(".")[0]) < int(wanted["branch"]):
+        problems.append(
+            f"driver {driver['loaded_version']} is loaded, wanted branch {wanted['branch']} or newer;"
+            " upgrade it, or lower nvidia_driver_branch."
+        )
+    return _empty(host, wanted, problems)
+
+
+def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
+    """The plan for a host; see the documentation of the filter for its keys."""
+    wanted = {**wanted, "version": str(wanted["version"] or "")}
+    problems = _input_problems(wanted)
+    if problems:
+        return _empty(host, wanted, problems)
+    if wanted["source"] == "preinstalled":
+        return _preinstalled(host, wanted)
+    system = _system(host)
+    problems = _system_problems(host, wanted, system) + _module_problems(host, wanted)
+    unknown = system is None or host["os"]["architecture"] not in data.ARCHITECTURES
+    if system is None or unknown or (wanted["source"] == "distribution" and system["name"] == "EL"):
+        return _empty(host, wanted, problems)
+    names = _names(host, wanted, system)
+    change, notes = _change(host, wanted, names)
+    problems += _package_problems(host, wanted, change)
+    keys, repositories = _origin(host, wanted, system)
+    version = installed_version(host["packages"])
+    family = sorted(
+        name for name, found in host["packages"].items() if _FAMILY.match(name) and upstream_version(found) == version
+    )
+    holds = family if wanted["hold"] and change == "none" and system["manager"] == "apt" else []
+    companions = _companions(host, wanted, names) if system["manager"] == "apt" else []
+    pinned = (
+        system["manager"] == "apt" and wanted["source"] != "distribution" and int(wanted["branch"]) >= data.PINNABLE
+    )
+    plan = {
+        **_empty(host, wanted, problems),
+        "notes": notes,
+        "change": change,
+        "installed_version": version,
+        "keys": keys,
+        "repositories": repositories,
+        "retired": _retired(host, repositories),
+        **_locks(host, wanted, system),
+        "prerequisites": _prerequisites(host, wanted, system) if change != "none" else [],
+        "pins": [f"nvidia-driver-pinning-{wanted['version'] or wanted['branch']}"]
+        if pinned and change != "none"
+        else [],
+        "packages": _specs(names + companions, wanted, system["manager"]) if change != "none" else [],
+        "holds": holds,
+        "missing_holds": [name for name in holds if name not in host["package_state"]["holds"]],
+        "files": _files(host, wanted, system),
+        "services": _services(host, wanted),
+        "reboot_reason": reboot_reason(host),
+    }
+    plan["current"] = (
+        not problems
+        and change == "none"
+        and plan["reboot_reason"] is None
+        and not plan["missing_holds"]
+        and not any(item["changed"] for item in plan["files"])
+        and all(item["current"] for item in plan["services"])
+    )
+    return plan
+
+
+def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """Why a simulated transaction must not run. SIMULATED is the result of apt or dnf in check mode."""
+    wanted = ", ".join(plan["packages"])
+    if simulated.get("failed") or simulated.get("rc"):
+        said = " ".join(str(simulated.get("msg") or simulated.get("stderr") or "unknown").split())
+        return [
+            (
+                f"the transaction cannot be resolved: {said} Wanted {wanted}. Look at: apt-cache policy"
+                f" {' '.join(spec.split('=')[0] for spec in plan['packages'])}; apt-mark showhold"
+            )
+        ]
+    problems = []
+    lines = str(simulated.get("stdout") or "").splitlines()
+    for verb, words in (("Inst", "install"), ("Remv", "remove")):
+        names = [line.split()[1] for line in lines if line.startswith(f"{verb} ")]
+        kernels = [
+            name
+            for name in names
+            if re.match(r"(linux-image|kernel(-core)?)-?\d|linux-(image-)?(generic|amd64|arm64)", name)
+        ]
+        if kernels:
+            problems.append(
+                f"the transaction would {words} {', '.join(kernels)}, wanted the kernel left alone;"
+                " bring kernel and headers to what you want first."
+            )
+    removed = [line.split()[1] for line in lines if line.startswith("Remv ")]
+    foreign = sorted(
+        name for name in removed if not _FAMILY.match(name) and not name.startswith("nvidia-driver-pinning")
+    )
+    if foreign:
+        problems.append(
+            f"the transaction would remove {', '.join(foreign)}, wanted only packages of the driver;"
+            " remove them yourself if they may go, or install what they need."
+        )
+    return problems

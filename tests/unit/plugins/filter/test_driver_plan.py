@@ -1,0 +1,484 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plans for every system, source, branch and hardware against golden files, and the decisions in them one by one.
+
+The golden files are read by people: after a wanted change, UPDATE_GOLDEN=1 pytest tests/unit/plugins/filter/test_driver_plan.py
+writes them anew, and the difference is what the review is about.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import pathlib
+
+import pytest
+import yaml
+from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data as data
+from ansible_collections.baremetal.nim.plugins.module_utils import _driver_plan
+from ansible_collections.baremetal.nim.plugins.module_utils._driver_plan import (
+    driver_plan,
+    reboot_reason,
+    transaction_problems,
+)
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden/driver_plan"
+KERNELS = {
+    ("Debian", "12"): "6.1.0-40-amd64",
+    ("Debian", "13"): "6.12.48+deb13-amd64",
+    ("Ubuntu", "22.04"): "5.15.0-157-generic",
+    ("Ubuntu", "24.04"): "6.8.0-85-generic",
+    ("Ubuntu", "26.04"): "7.0.0-14-generic",
+    ("RedHat", "8.10"): "4.18.0-553.el8_10.x86_64",
+    ("RedHat", "9.6"): "5.14.0-570.el9.x86_64",
+    ("RedHat", "10.1"): "6.12.0-124.el10.x86_64",
+    ("Rocky", "8.10"): "4.18.0-553.el8_10.x86_64",
+    ("Rocky", "9.6"): "5.14.0-570.el9.x86_64",
+    ("Rocky", "10.1"): "6.12.0-124.el10.x86_64",
+}
+HARDWARE = {
+    "pcie": {"device": ("2331", "H100 PCIe", "Hopper")},
+    "hgx_h200": {"device": ("2335", "H200 SXM", "Hopper"), "nvswitches": 4},
+    "hgx_b200": {"device": ("2901", "B200", "Blackwell"), "nvlink5": True},
+    "gb200": {"device": ("2941", "GB200", "Blackwell"), "grace": True, "multi_node_nvlink": True},
+}
+WANTED = {
+    "source": "cuda_repo", "branch": "580", "version": "", "flavour": "open", "compute_only": True, "kernel": "", "hold": True,
+    "persistence": True, "mirror_url": "", "mirror_suite": "/", "mirror_key_url": "", "mirror_key_fingerprint": "",
+}  # fmt: skip
+MIRROR = {
+    "source": "mirror",
+    "mirror_url": "https://mirror.example.com/nvidia/",
+    "mirror_key_url": "https://mirror.example.com/nvidia/key.asc",
+    "mirror_key_fingerprint": "0123 4567 89AB CDEF 0123 4567 89AB CDEF 0123 4567",
+}
+INSTALLED = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1", "libnvidia-ml1", "nvidia-persistenced")
+
+
+def wanted(**changes):
+    return {**WANTED, **changes}
+
+
+def host(distribution="Debian", version="13", arch="x86_64", hardware="pcie", **changes):
+    """A bare host, with what CHANGES says; a name with two underscores is one level down."""
+    facts = HARDWARE[hardware]
+    device, name, architecture = facts["device"]
+    state = {
+        "os": {"distribution": distribution, "version": version, "major": version.split(".")[0], "architecture": arch},
+        "hardware": {
+            "gpus": [{"address": "0000:18:00.0", "device_id": device, "class": "0302", "name": name, "architecture": architecture, "driver": None}],
+            "nvswitches": facts.get("nvswitches", 0),
+            **{key: facts.get(key, False) for key in ("nvlink5", "grace", "multi_node_nvlink")},
+        },
+        "driver": {
+            "loaded_version": None, "module_version": None, "error": "nvidia-smi is not installed",
+            "nouveau": {"loaded": False, "bound": []}, "units": {}, "stopped_units": [],
+        },
+        "kernel": {"running": KERNELS.get((distribution, version), "6.0"), "headers": False},
+        "packages": {},
+        "package_state": {"holds": [], "interrupted": False, "incomplete": []},
+        "repositories": [],
+        "keys": {},
+        "files": {},
+        "updates": {"unattended_upgrades": True, "needrestart": False},
+    }  # fmt: skip
+    for key, value in changes.items():
+        outer, _, inner = key.partition("__")
+        if inner:
+            state[outer][inner] = value
+        else:
+            state[outer] = value
+    return state
+
+
+def with_driver(version="580.159.04", names=INSTALLED, **changes):
+    """A Debian 13 host where the role has done its work."""
+    done = host(
+        packages=dict.fromkeys(names, f"{version}-1"),
+        package_state={"holds": list(names), "interrupted": False, "incomplete": []},
+        kernel={"running": KERNELS["Debian", "13"], "headers": True},
+    )
+    done["driver"].update(
+        loaded_version=version,
+        module_version=version,
+        error=None,
+        units={"nvidia-persistenced.service": {"exists": True, "active": True, "enabled": True}},
+    )
+    for path, content, _effect in (data.NOUVEAU, data.UNATTENDED, data.PERSISTENCED):
+        done["files"][path] = hashlib.sha256(content.encode()).hexdigest()
+    plan = driver_plan(done, WANTED)
+    for repository in plan["repositories"]:
+        done["repositories"].append(
+            {**repository, "path": f"/etc/apt/sources.list.d/{repository['name']}.sources", "enabled": True, "types": ["deb"], "origin": "cuda"}
+        )  # fmt: skip
+    done["keys"] = {key["path"]: key["fingerprints"] for key in plan["keys"]}
+    for key, value in changes.items():
+        outer, _, inner = key.partition("__")
+        if inner:
+            done[outer][inner] = value
+        else:
+            done[outer] = value
+    return done
+
+
+# -- golden plans --------------------------------------------------------------------------------------------------
+
+CASES = {
+    f"{distribution.lower()}-{version}-{source}": (distribution, version, source)
+    for distribution, version in KERNELS
+    for source in ("cuda_repo", "distribution", "mirror")
+}
+
+
+def golden(distribution, version, source):
+    """What the plans of one system and source say, for the branches, architectures and hardware worth telling apart."""
+    plans = {}
+    combinations = [("580", "x86_64", hardware) for hardware in HARDWARE if hardware != "gb200"]
+    combinations += [(branch, "x86_64", "hgx_h200") for branch in ("570", "595", "620")]
+    combinations += [("580", "aarch64", "gb200"), ("620", "aarch64", "gb200")]
+    if distribution == "Debian" and source == "distribution":
+        combinations.append((data.DEBIAN_BRANCH[version], "x86_64", "pcie"))
+    for branch, arch, hardware in combinations:
+        repositories = [{"enabled": True, "origin": "distribution", "components": ["main", "contrib", "non-free"], "path": "/etc/apt/sources.list",
+                         "uris": ["http://deb.debian.org/debian"], "suites": ["stable"], "signed_by": None}]  # fmt: skip
+        changes = wanted(branch=branch, **(MIRROR if source == "mirror" else {"source": source}))
+        plan = driver_plan(host(distribution, version, arch, hardware, repositories=repositories), changes)
+        kept = {
+            key: plan[key]
+            for key in (
+                "problems",
+                "keys",
+                "repositories",
+                "module_stream",
+                "versionlock",
+                "prerequisites",
+                "pins",
+                "packages",
+            )
+        }
+        kept["services"] = [item["name"] for item in plan["services"] if item["needed"]]
+        kept["files"] = [item["path"] for item in plan["files"]]
+        plans[f"{branch} {arch} {hardware}"] = {key: value for key, value in kept.items() if value}
+    return plans
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name):
+    path = GOLDEN / f"{name}.json"
+    plans = golden(*CASES[name])
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
+    assert plans == json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_no_golden_file_is_left_over():
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(CASES)
+
+
+# -- decisions -----------------------------------------------------------------------------------------------------
+
+
+def test_bare_host_gets_everything_in_order():
+    plan = driver_plan(host(), wanted())
+    assert plan["change"] == "install" and not plan["current"] and plan["problems"] == []
+    assert plan["prerequisites"] == ["linux-headers-6.12.48+deb13-amd64"]
+    assert plan["pins"] == ["nvidia-driver-pinning-580"]
+    assert plan["packages"] == ["nvidia-driver-cuda=580.*", "nvidia-kernel-open-dkms=580.*"]
+    assert plan["missing_holds"] == []
+
+
+def test_host_where_all_is_done_needs_nothing():
+    plan = driver_plan(with_driver(), wanted())
+    assert plan["current"] and plan["change"] == "none" and plan["installed_version"] == "580.159.04"
+    for key in ("problems", "prerequisites", "pins", "packages", "missing_holds"):
+        assert plan[key] == []
+    assert all(item["current"] for item in plan["keys"] + plan["repositories"] + plan["services"])
+    assert plan["retired"] == {"files": [], "packages": []}
+
+
+@pytest.mark.parametrize(
+    ("installed", "changes", "change", "spec"),
+    [
+        ("580.126.20", {}, "none", None),
+        ("580.126.20", {"version": "580.159.04"}, "upgrade", "nvidia-driver-cuda=580.159.04-*"),
+        ("580.159.04", {"version": "580.126.20"}, "downgrade", "nvidia-driver-cuda=580.126.20-*"),
+        ("580.159.04", {"branch": "595"}, "upgrade", "nvidia-driver-cuda=595.*"),
+        ("595.71.05", {}, "downgrade", "nvidia-driver-cuda=580.*"),
+        ("580.95.05", {"version": "580.105.08"}, "upgrade", "nvidia-driver-cuda=580.105.08-*"),
+    ],
+)
+def test_up_down_or_nothing(installed, changes, change, spec):
+    plan = driver_plan(with_driver(installed), wanted(**changes))
+    assert plan["change"] == change
+    assert (spec in plan["packages"]) if spec else plan["packages"] == []
+
+
+def test_pain_10_held_packages_are_named_or_apt_would_leave_them_behind():
+    plan = driver_plan(with_driver(), wanted(branch="595"))
+    assert {spec.split("=")[0] for spec in plan["packages"]} == set(INSTALLED)
+    assert all(spec.endswith("=595.*") for spec in plan["packages"])
+
+
+def test_packages_named_after_their_branch_are_left_to_conflicts():
+    names = (
+        "libnvidia-compute-580",
+        "nvidia-dkms-580-open",
+        "nvidia-utils-580",
+        "nvidia-compute-utils-580",
+        "libnvidia-cfg1-580",
+    )
+    old = host("Ubuntu", "24.04", packages=dict.fromkeys(names, "580.159.04-1ubuntu1"))
+    plan = driver_plan(old, wanted(branch="595"))
+    assert plan["change"] == "upgrade"
+    assert [spec for spec in plan["packages"] if "580" in spec] == []
+    plan = driver_plan(old, wanted(version="580.173.02"))
+    assert "libnvidia-cfg1-580=580.173.02-*" in plan["packages"]
+
+
+def test_pain_6_packages_out_of_step_are_brought_into_step():
+    plan = driver_plan(
+        with_driver(packages={**dict.fromkeys(INSTALLED, "580.159.04-1"), "libnvidia-ml1": "580.126.20-1"}), wanted()
+    )
+    assert plan["change"] == "switch"
+    assert "libnvidia-ml1 580.126.20" in plan["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "manager", "imex"), [("pcie", False, False), ("hgx_h200", True, False), ("gb200", False, True)]
+)
+def test_pain_6_and_7_fabric_only_where_there_is_one(hardware, manager, imex):
+    plan = driver_plan(host(hardware=hardware, arch="aarch64"), wanted())
+    names = [spec.split("=")[0] for spec in plan["packages"]]
+    assert ("nvidia-fabricmanager" in names, "nvidia-imex" in names) == (manager, imex)
+
+
+def test_pain_7_nvlink5_gets_its_subnet_manager_and_infiniband_modules():
+    plan = driver_plan(host(hardware="hgx_b200"), wanted())
+    assert {"nvlsm", "libnvsdm"} <= set(plan["packages"])
+    assert any("ib_umad" in item["content"] for item in plan["files"])
+
+
+def test_pain_2_everything_of_the_driver_is_held_and_nothing_else():
+    state = with_driver(package_state__holds=["nvidia-driver-cuda"])
+    state["packages"].update(
+        {"nvidia-container-toolkit": "1.20.0-1", "nvidia-driver-pinning-580": "580-1", "docker.io": "26.1"}
+    )
+    plan = driver_plan(state, wanted())
+    assert plan["missing_holds"] == sorted(set(INSTALLED) - {"nvidia-driver-cuda"})
+    assert driver_plan(state, wanted(hold=False))["missing_holds"] == []
+
+
+def test_pain_16_needrestart_is_told_where_it_is_installed():
+    paths = [item["path"] for item in driver_plan(host(updates__needrestart=True), wanted())["files"]]
+    assert "/etc/needrestart/conf.d/baremetal-nim.conf" in paths
+    assert "/etc/needrestart/conf.d/baremetal-nim.conf" not in [
+        item["path"] for item in driver_plan(host(), wanted())["files"]
+    ]
+
+
+def test_pain_22_initramfs_follows_the_blacklist():
+    (item,) = [item for item in driver_plan(host(), wanted())["files"] if "nouveau" in item["path"]]
+    assert item["effect"] == "initramfs" and item["changed"] and "blacklist nouveau" in item["content"]
+
+
+def test_every_file_of_a_plan_is_one_that_the_host_is_asked_for():
+    asked = yaml.safe_load((pathlib.Path(__file__).parents[4] / "roles/preflight/vars/main.yml").read_text())[
+        "__preflight_files"
+    ]
+    assert set(data.FILES) <= set(asked)
+    plan = driver_plan(host(hardware="hgx_b200", updates__needrestart=True), wanted())
+    assert {item["path"] for item in plan["files"]} == set(data.FILES)
+
+
+def test_pain_8_withdrawn_key_goes():
+    plan = driver_plan(host(keys={"/etc/apt/trusted.gpg.d/nvidia.asc": [data.RETIRED_KEY]}), wanted())
+    assert plan["retired"]["files"] == ["/etc/apt/trusted.gpg.d/nvidia.asc"]
+
+
+def test_pain_9_other_files_that_name_our_repository_go():
+    url = driver_plan(host(), wanted())["repositories"][0]["uris"][0]
+    other = {"path": "/etc/apt/sources.list.d/cuda-debian13-x86_64.list", "enabled": True, "types": ["deb"], "uris": [url.rstrip("/")],
+             "suites": ["/"], "components": [], "signed_by": "/usr/share/keyrings/cuda-archive-keyring.gpg", "origin": "cuda"}  # fmt: skip
+    mixed = {**other, "path": "/etc/apt/sources.list", "uris": ["http://deb.debian.org/debian"]}
+    plan = driver_plan(host(repositories=[other, mixed], packages={"cuda-keyring": "1.1-1"}), wanted())
+    assert plan["retired"] == {"files": [other["path"]], "packages": ["cuda-keyring"]}
+
+
+@pytest.mark.parametrize(
+    ("system", "stream", "lock"),
+    [
+        (("Rocky", "8.10"), "nvidia-driver:580-open", []),
+        (("RedHat", "9.6"), "nvidia-driver:580-open", []),
+        (("Rocky", "10.1"), None, ["*nvidia*580*"]),
+    ],
+)
+def test_pain_13_streams_before_10_and_version_locks_from_10_on(system, stream, lock):
+    plan = driver_plan(host(*system), wanted())
+    assert (plan["module_stream"], plan["versionlock"]) == (stream, lock)
+
+
+def test_pain_12_headers_are_of_the_running_kernel_or_of_the_one_asked_for():
+    assert driver_plan(host(kernel__headers=True), wanted())["prerequisites"] == []
+    assert driver_plan(host(kernel__headers=True), wanted(kernel="6.12.57+deb13-amd64"))["prerequisites"] == [
+        "linux-headers-6.12.57+deb13-amd64"
+    ]
+    assert driver_plan(host("Rocky", "9.6"), wanted())["prerequisites"] == ["kernel-devel-5.14.0-570.el9.x86_64"]
+
+
+def test_pain_19_signed_modules_of_ubuntu_need_no_headers():
+    plan = driver_plan(host("Ubuntu", "24.04"), wanted(source="distribution"))
+    assert plan["prerequisites"] == [] and "linux-modules-nvidia-580-server-open-generic=580.*" in plan["packages"]
+
+
+V100 = [
+    {
+        "address": "0000:18:00.0",
+        "device_id": "1db4",
+        "class": "0302",
+        "name": "V100",
+        "architecture": "Volta",
+        "driver": None,
+    }
+]
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "told"),
+    [
+        (host(), {"source": "runfile"}, ["runfile", "cuda_repo, distribution, mirror, preinstalled"]),
+        (host(), {"branch": "580.159"}, ["580.159", "nvidia_driver_version"]),
+        (host(), {"branch": ""}, ["nvidia_driver_branch is ,", "580"]),
+        (host(), {"version": "595.71.05"}, ["595.71.05", "branch 580", "own branch: 595"]),
+        (host(), {"version": "580"}, ["nvidia_driver_version is 580"]),
+        (host(), {"flavour": "closed"}, ["closed", "open or proprietary"]),
+        (host(), {"source": "mirror"}, ["nvidia_driver_mirror_url is empty"]),
+        (host(), {**MIRROR, "mirror_key_fingerprint": "3BF863CC"}, ["3BF863CC", "40 hexadecimal digits"]),
+        (host("Fedora", "44"), {}, ["Fedora 44", "preinstalled"]),
+        (host("Ubuntu", "25.10"), {}, ["Ubuntu 25.10"]),
+        (host(arch="ppc64le"), {}, ["ppc64le"]),
+        (host(hardware="hgx_b200"), {"flavour": "proprietary"}, ["Blackwell", "open"]),
+        (host(hardware="gb200", arch="aarch64"), {"flavour": "proprietary"}, ["Grace"]),
+        (host(), {"flavour": "proprietary", "branch": "620"}, ["620", "open modules only"]),
+        (host(hardware="hgx_b200"), {"branch": "550"}, ["550", "Blackwell", "570"]),
+        (host(hardware__gpus=V100), {}, ["Volta", "proprietary", "580"]),
+        (host(hardware__gpus=V100), {"branch": "595", "flavour": "proprietary"}, ["595", "Volta", "580"]),
+        (host(), {"source": "distribution"}, ["Debian 13 carries branch 550", "cuda_repo"]),
+        (host(), {"source": "distribution", "branch": "550"}, ["contrib and non-free", "debian.sources"]),
+        (host("Rocky", "9.6"), {"source": "distribution"}, ["Enterprise Linux", "cuda_repo"]),
+        (host(package_state__interrupted=True, package_state__incomplete=["libcuda1"]), {}, ["libcuda1", "dpkg --configure -a"]),
+        (host(packages={"nvidia-open-kernel-dkms": "550.163.01-2"}), {}, ["nvidia-open-kernel-dkms of another origin", "apt-get purge"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told_with_its_cure(state, changes, told):
+    problems = driver_plan(state, wanted(**changes))["problems"]
+    assert any(all(text in problem for text in told) for problem in problems), problems
+
+
+def test_all_problems_at_once():
+    state = host("Fedora", "44", hardware="hgx_b200")
+    assert len(driver_plan(state, wanted(flavour="proprietary", branch="550"))["problems"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("driver", "told"),
+    [
+        ({"loaded_version": "580.159.04", "error": None}, None),
+        ({"loaded_version": "595.71.05", "error": None}, None),
+        ({"loaded_version": "570.86.15", "error": None}, "570.86.15 is loaded, wanted branch 580"),
+        ({"loaded_version": None, "error": None}, "no driver is loaded"),
+        ({"loaded_version": None, "error": "nvidia-smi is not installed"}, "nvidia-smi is not installed"),
+    ],
+)
+def test_preinstalled_is_only_looked_at(driver, told):
+    state = host("Fedora", "44")
+    state["driver"].update(driver)
+    plan = driver_plan(state, wanted(source="preinstalled"))
+    assert bool(plan["problems"]) == bool(told) and (not told or told in plan["problems"][0])
+    for key in ("keys", "repositories", "packages", "pins", "files", "services", "holds"):
+        assert plan[key] == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "told"),
+    [
+        ({}, None),
+        ({"loaded_version": "580.126.20"}, "580.126.20 is loaded, 580.159.04 is installed"),
+        ({"loaded_version": None}, "no module of it is loaded"),
+        ({"loaded_version": None, "module_version": None}, None),
+        ({"nouveau": {"loaded": True, "bound": ["0000:18:00.0"]}}, "nouveau drives 0000:18:00.0"),
+        ({"nouveau": {"loaded": True, "bound": []}}, None),
+    ],
+)
+def test_pain_17_reboot_only_when_nothing_else_helps(driver, told):
+    state = with_driver()
+    state["driver"].update(driver)
+    reason = reboot_reason(state)
+    assert reason is None if told is None else told in reason
+
+
+def test_no_reboot_for_a_host_without_a_gpu():
+    assert reboot_reason(host(hardware__gpus=[], driver__module_version="580.159.04")) is None
+
+
+SIMULATED = """\
+Reading package lists...
+Remv nvidia-kernel-dkms [580.126.20-1]
+Inst libcuda1 [580.126.20-1] (580.159.04-1 NVIDIA [amd64])
+Inst nvidia-driver-cuda [580.126.20-1] (580.159.04-1 NVIDIA [amd64])
+Conf nvidia-driver-cuda (580.159.04-1 NVIDIA [amd64])
+"""
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ({"stdout": SIMULATED}, None),
+        ({"stdout": SIMULATED + "Remv nvidia-driver-pinning-580 [580-1]\n"}, None),
+        ({"stdout": SIMULATED + "Inst linux-image-6.12.57+deb13-amd64 (6.12.57-1 Debian)\n"}, "would install linux-image-6.12.57"),
+        ({"stdout": SIMULATED + "Remv linux-image-6.12.48+deb13-amd64 [6.12.48-1]\n"}, "would remove linux-image-6.12.48"),
+        ({"stdout": SIMULATED + "Remv site-monitoring [1.0]\n"}, "would remove site-monitoring"),
+        ({"failed": True, "msg": "E: Unable to correct problems,\nyou have held broken packages."}, "you have held broken packages"),
+        ({"failed": True, "msg": "no available installation candidate for nvidia-driver-cuda=999.*"}, "999.*"),
+        ({"results": ["Installed: nvidia-driver-cuda"]}, None),
+    ],
+)  # fmt: skip
+def test_pain_10_and_12_simulated_transactions(result, told):
+    problems = transaction_problems(result, driver_plan(host(), wanted()))
+    assert any(told in problem for problem in problems) if told else problems == []
+
+
+def test_plan_changes_nothing_it_is_given():
+    state, wish = with_driver(), wanted(branch="595")
+    before = copy.deepcopy((state, wish))
+    driver_plan(state, wish)
+    assert (state, wish) == before
+
+
+@pytest.mark.parametrize(
+    ("packages", "version"),
+    [
+        ({}, None),
+        ({"libnvidia-compute-580-server": "580.95.05-0ubuntu0.24.04.1"}, "580.95.05"),
+        ({"nvidia-driver-cuda": "3:580.159.04-1.el9"}, "580.159.04"),
+        ({"nvidia-container-toolkit": "1.20.0-1", "libnvidia-container1": "1.20.0-1"}, None),
+    ],
+)
+def test_installed_version(packages, version):
+    assert _driver_plan.installed_version(packages) == version
+
+
+def test_real_h200_with_a_driver_of_its_own():
+    """What gpu_host_info said on a real host; tests/fixtures/h200/preinstalled.txt has the play."""
+    recorded = json.loads((pathlib.Path(__file__).parents[3] / "fixtures/h200/gpu_host_info.json").read_text())
+    assert driver_plan(recorded, wanted(source="preinstalled"))["current"]
+    assert (
+        "580.159.04 is loaded, wanted branch 595"
+        in driver_plan(recorded, wanted(source="preinstalled", branch="595"))["problems"][0]
+    )
+    plan = driver_plan(recorded, wanted())
+    assert plan["change"] == "install" and plan["packages"][0] == "libnvidia-compute-580=580.*"
+    assert [item["name"] for item in plan["services"] if item["needed"]] == ["nvidia-persistenced.service"]
