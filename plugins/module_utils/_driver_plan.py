@@ -166,12 +166,19 @@ def _distribution_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]
     return problems
 
 
+def _own_interruption(host: Host) -> bool:
+    """Whether just packages of the driver are half installed, as an installation leaves them that was cut off."""
+    incomplete = host["package_state"]["incomplete"]
+    own = re.compile(r"nvidia-driver-pinning-.*|linux-headers-.*|kernel-devel.*")
+    return bool(incomplete) and all(_FAMILY.match(name) or own.match(name) for name in incomplete)
+
+
 def _package_problems(host: Host, wanted: Wanted, change: str) -> list[str]:
-    if change == "none":
+    if change == "none" and not host["package_state"]["interrupted"]:
         return []
     problems = []
     state = host["package_state"]
-    if state["interrupted"]:
+    if state["interrupted"] and not _own_interruption(host):
         names = ", ".join(state["incomplete"]) or "unknown packages"
         problems.append(
             f"the package manager was interrupted ({names} not configured), wanted none; run: dpkg --configure -a"
@@ -234,6 +241,9 @@ def _change(host: Host, wanted: Wanted, names: Iterable[str]) -> tuple[str, list
     version = installed_version(host["packages"])
     if version is None:
         return "install", []
+    incomplete = [name for name in host["package_state"]["incomplete"] if _FAMILY.match(name)]
+    if incomplete and _satisfied(version, wanted):
+        return "switch", [f"half installed: {', '.join(incomplete)}"]
     if not _satisfied(version, wanted):
         target = _numbers(wanted["version"] or wanted["branch"])
         return ("upgrade" if target > _numbers(version)[: len(target)] else "downgrade"), []
@@ -254,11 +264,9 @@ def _companions(host: Host, wanted: Wanted, names: Iterable[str]) -> list[str]:
     """
     version = installed_version(host["packages"])
     foreign = re.compile(rf"-(?!{wanted['branch']}\b)\d{{3}}\b")
-    return sorted(
-        name
-        for name, found in host["packages"].items()
-        if name not in names and _FAMILY.match(name) and upstream_version(found) == version and not foreign.search(name)
-    )
+    moving = {name for name, found in host["packages"].items() if upstream_version(found) == version}
+    moving |= set(host["package_state"]["incomplete"])
+    return sorted(name for name in moving - set(names) if _FAMILY.match(name) and not foreign.search(name))
 
 
 def _specs(names: Iterable[str], wanted: Wanted, manager: str) -> list[str]:
@@ -370,7 +378,7 @@ def _locks(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> dict[str, A
 
 
 def _prerequisites(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
-    """Headers for the modules that DKMS builds."""
+    """Headers for the modules that DKMS builds, now and when a kernel is upgraded."""
     if wanted["source"] == "distribution" and system["naming"] == "ubuntu":
         return []
     kernel = str(wanted.get("kernel") or "")
@@ -412,6 +420,7 @@ def _empty(host: Host, wanted: Wanted, problems: list[str]) -> dict[str, Any]:
         "retired": {"files": [], "packages": []},
         "module_stream": None,
         "versionlock": [],
+        "interrupted": False,
         "prerequisites": [],
         "pins": [],
         "packages": [],
@@ -477,7 +486,8 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
         "repositories": repositories,
         "retired": _retired(host, repositories),
         **_locks(host, wanted, system),
-        "prerequisites": _prerequisites(host, wanted, system) if change != "none" else [],
+        "interrupted": host["package_state"]["interrupted"] and not problems,
+        "prerequisites": _prerequisites(host, wanted, system),
         "pins": [f"nvidia-driver-pinning-{wanted['version'] or wanted['branch']}"]
         if pinned and change != "none"
         else [],
@@ -491,6 +501,7 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
     plan["current"] = (
         not problems
         and change == "none"
+        and not plan["prerequisites"]
         and plan["reboot_reason"] is None
         and not plan["missing_holds"]
         and not any(item["changed"] for item in plan["files"])
@@ -502,7 +513,13 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
 def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     """Why a simulated transaction must not run. SIMULATED is the result of apt or dnf in check mode."""
     wanted = ", ".join(plan["packages"])
-    if simulated.get("failed") or simulated.get("rc"):
+    # failed_when: false hides a failure from "failed"; a module that got somewhere tells what it would do.
+    done = (
+        simulated.get("stdout")
+        or simulated.get("results")
+        or (simulated.get("changed") is not None and not simulated.get("msg"))
+    )
+    if simulated.get("failed") or simulated.get("rc") or not done:
         said = " ".join(str(simulated.get("msg") or simulated.get("stderr") or "unknown").split())
         return [
             (

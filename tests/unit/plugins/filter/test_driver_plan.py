@@ -223,6 +223,23 @@ def test_pain_10_held_packages_are_named_or_apt_would_leave_them_behind():
     assert all(spec.endswith("=595.*") for spec in plan["packages"])
 
 
+def test_installation_of_the_driver_that_was_cut_off_is_finished():
+    state = with_driver(
+        package_state={"holds": [], "interrupted": True, "incomplete": ["libcuda1", "nvidia-kernel-support"]}
+    )
+    del state["packages"]["libcuda1"]
+    plan = driver_plan(state, wanted())
+    assert plan["problems"] == [] and plan["interrupted"] and plan["change"] == "switch"
+    assert {"libcuda1=580.*", "nvidia-kernel-support=580.*"} <= set(plan["packages"])
+    assert not driver_plan(with_driver(), wanted())["interrupted"]
+
+
+def test_pain_12_headers_that_went_missing_come_back_without_a_change_of_the_driver():
+    plan = driver_plan(with_driver(kernel__headers=False), wanted())
+    assert plan["change"] == "none" and plan["packages"] == [] and not plan["current"]
+    assert plan["prerequisites"] == ["linux-headers-6.12.48+deb13-amd64"]
+
+
 def test_packages_named_after_their_branch_are_left_to_conflicts():
     names = (
         "libnvidia-compute-580",
@@ -369,7 +386,8 @@ V100 = [
         (host(), {"source": "distribution"}, ["Debian 13 carries branch 550", "cuda_repo"]),
         (host(), {"source": "distribution", "branch": "550"}, ["contrib and non-free", "debian.sources"]),
         (host("Rocky", "9.6"), {"source": "distribution"}, ["Enterprise Linux", "cuda_repo"]),
-        (host(package_state__interrupted=True, package_state__incomplete=["libcuda1"]), {}, ["libcuda1", "dpkg --configure -a"]),
+        (host(package_state__interrupted=True, package_state__incomplete=["libcuda1", "grub-pc"]), {}, ["libcuda1, grub-pc", "dpkg --configure -a"]),
+        (with_driver(package_state__interrupted=True), {}, ["unknown packages", "dpkg --configure -a"]),
         (host(packages={"nvidia-open-kernel-dkms": "550.163.01-2"}), {}, ["nvidia-open-kernel-dkms of another origin", "apt-get purge"]),
     ],
 )  # fmt: skip
@@ -443,7 +461,9 @@ Conf nvidia-driver-cuda (580.159.04-1 NVIDIA [amd64])
         ({"stdout": SIMULATED + "Remv site-monitoring [1.0]\n"}, "would remove site-monitoring"),
         ({"failed": True, "msg": "E: Unable to correct problems,\nyou have held broken packages."}, "you have held broken packages"),
         ({"failed": True, "msg": "no available installation candidate for nvidia-driver-cuda=999.*"}, "999.*"),
-        ({"results": ["Installed: nvidia-driver-cuda"]}, None),
+        ({"failed": False, "changed": False, "msg": "no available installation candidate for libcuda1=595.*"}, "candidate for libcuda1=595.*"),
+        ({"changed": True, "results": ["Installed: nvidia-driver-cuda"], "msg": "Check mode: No changes made"}, None),
+        ({"changed": False}, None),
     ],
 )  # fmt: skip
 def test_pain_10_and_12_simulated_transactions(result, told):
