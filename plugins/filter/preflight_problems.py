@@ -12,7 +12,7 @@ version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Compares the state of a host with what its services need. Each sentence names what was seen, what is wanted and the cure.
-positional: _input, wanted, services
+positional: _input, wanted, services, requirements
 options:
   _input:
     description: Result of M(baremetal.nim.gpu_host_info) for the host.
@@ -23,6 +23,8 @@ options:
       - C(supported_systems), C(architectures), C(min_systemd), C(min_python), C(min_memory_gb), C(max_clock_skew) in
         seconds, C(controller_time) in seconds since 1970, C(driver_plan), the result of P(baremetal.nim.driver_plan#filter), and
         C(disk_gb), a dictionary of paths to GB per new service.
+      - Optional are C(docker_version), the version that will be installed, C(toolkit), a dictionary of C(version) and
+        C(feature_flags) of the container toolkit, and C(warn_only), names of checks that only warn.
     type: dict
     required: true
   services:
@@ -30,12 +32,15 @@ options:
     type: list
     elements: dict
     required: true
+  requirements:
+    description: C(requirements) of M(baremetal.nim.nim_requirements); without them GPU memory is not checked.
+    type: dict
 """
 
 EXAMPLES = r"""
 - name: Refuse an unfit host
   ansible.builtin.assert:
-    that: problems | length == 0
+    that: problems | selectattr('severity', 'equalto', 'error') | length == 0
     fail_msg: "{{ problems | map(attribute='message') | join('\n') }}"
   vars:
     problems: "{{ preflight_host | baremetal.nim.preflight_problems(wanted, services) }}"
@@ -44,8 +49,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: >-
-    Per problem C(check), the name by which C(preflight_warn_only) makes it a warning, and C(message), a sentence; empty when
-    the host is fit.
+    Per problem C(check), the name by which it can be made a warning, C(message), a sentence, and C(severity), V(error) or
+    V(warning); empty when the host is fit.
   type: list
   elements: dict
 """

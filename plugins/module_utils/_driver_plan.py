@@ -264,8 +264,15 @@ def _companions(host: Host, wanted: Wanted, names: Iterable[str]) -> list[str]:
     """
     version = installed_version(host["packages"])
     foreign = re.compile(rf"-(?!{wanted['branch']}\b)\d{{3}}\b")
-    moving = {name for name, found in host["packages"].items() if upstream_version(found) == version}
-    moving |= set(host["package_state"]["incomplete"])
+    incomplete = host["package_state"]["incomplete"]
+    # Where an installation was cut off, some have the old version yet; apt wants the whole way out of that named.
+    moving = {
+        name
+        for name, found in host["packages"].items()
+        if upstream_version(found) == version
+        or (incomplete and re.fullmatch(r"\d{3}(\.\d+)+", upstream_version(found) or ""))
+    }
+    moving |= set(incomplete)
     return sorted(name for name in moving - set(names) if _FAMILY.match(name) and not foreign.search(name))
 
 

@@ -5,28 +5,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data, _toolkit_plan
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
+from ansible_collections.baremetal.nim.plugins.module_utils._resolve import near
 
 GB = 10**9
 #: Every check by its name; each can be downgraded to a warning.
 CHECKS = (
-    "os", "architecture", "systemd", "python", "memory", "clock", "disk", "port", "gpu_missing", "nvidia_smi", "gpu_in_use",
-    "secure_boot", "signed_by", "docker_version", "driver_branch", "driver",
+    "os", "architecture", "package_manager", "systemd", "python", "memory", "clock", "disk", "port", "gpu_missing", "nvidia_smi",
+    "gpu_in_use", "gpu_memory", "secure_boot", "kernel_headers", "kernel_pending", "mixed_origins", "duplicate_sources",
+    "signed_by", "docker_version", "podman_version", "driver_branch", "driver",
 )  # fmt: skip
-#: Units of NVIDIA's that hold GPUs and are stopped for a change of the driver.
+PACKAGE_MANAGERS = ("apt", "dnf")
+#: Units of NVIDIA's that hold GPUs and are stopped for a change of the driver, or end by themselves.
 OWN_UNITS = (
     "nvidia-persistenced.service", "nvidia-fabricmanager.service", "nvidia-imex.service", "nvidia-dcgm.service", "dcgm-exporter.service",
+    "nvidia-cdi-refresh.service",
 )  # fmt: skip
-#: Engines that NIM containers do not start on, and why.
-BAD_DOCKER = {"29.5.": "NVIDIA names it as broken for GPU containers"}
+#: Engines that do not do it, by the beginning of their version, and why.
+BAD_DOCKER = {"29.5.": "it fails to pull from nvcr.io (Incorrect Repository Format)"}
 Problem = dict[str, str]
 
 
-def _problem(check: str, message: str) -> Problem:
-    return {"check": check, "message": message}
+def _problem(check: str, message: str, severity: str = "error") -> Problem:
+    return {"check": check, "message": message, "severity": severity}
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -51,6 +57,19 @@ def _platform(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Proble
                 f"architecture is {host['os']['architecture']}, wanted {' or '.join(wanted['architectures'])}; use another host.",
             )
         )
+    manager = host["os"].get("package_manager")
+    if manager not in PACKAGE_MANAGERS:
+        told = (
+            f"package manager is {manager or 'none that is known'}, wanted {' or '.join(PACKAGE_MANAGERS)};"
+            " no role can install anything: use another system."
+        )
+        problems.append(_problem("package_manager", told))
+    elif manager != "apt" and not host["engine"].get("installed"):
+        told = (
+            f"package manager is {manager} and Docker is not installed, wanted apt or an engine that is there: container_engine"
+            " installs with apt only. Install Docker by other means and leave that role out."
+        )
+        problems.append(_problem("package_manager", told))
     if not host["systemd"]["running"]:
         problems.append(
             _problem(
@@ -141,39 +160,48 @@ def _gpus(host: Mapping[str, Any], source: str) -> list[Problem]:
     return []
 
 
-def _driver(host: Mapping[str, Any], plan: Mapping[str, Any], services: list[dict[str, Any]]) -> list[Problem]:
+def _driver(
+    host: Mapping[str, Any], plan: Mapping[str, Any], services: list[dict[str, Any]], needs: Mapping[str, Any]
+) -> list[Problem]:
     """What speaks against the planned driver, and against the driver there will be."""
     problems = []
     if plan["source"] != "preinstalled":
         problems += [_problem("driver", text) for text in plan["problems"]]
-    if plan["change"] != "none":
+    changes = plan["change"] != "none"
+    if changes:
         problems += _driver_change(host, plan)
-    branch = int(plan["branch"]) if plan["change"] != "none" and plan["branch"].isdigit() else None
-    loaded = host["driver"]["loaded_version"]
-    branch = branch or (int(loaded.split(".")[0]) if loaded else None)
+    version = str((plan.get("version") or plan["branch"]) if changes else host["driver"]["loaded_version"] or "")
+    if not re.match(r"\d{3}(\.|$)", version):
+        return problems
+    branch = int(version.split(".")[0])
     for service in services:
-        floor = CONTRACTS[service["contract"]]["driver_floor"] if service["state"] == "present" else 0
-        if branch is not None and branch < floor:
+        if service["state"] != "present":
+            continue
+        floor = CONTRACTS[service["contract"]]["driver_floor"]
+        if branch < floor:
             told = (
                 f"service {service['name']}: its driver would be of branch {branch}, images of contract"
                 f" {service['contract']} want {floor} or newer; set nvidia_driver_branch."
+            )
+            problems.append(_problem("driver_branch", told))
+            continue
+        need = needs.get(service["name"], {}).get("driver")
+        # Of a branch without a version, the newest is taken.
+        least = _version(need or "")[: None if "." in version else 1]
+        if _version(version) < least:
+            told = (
+                f"service {service['name']}: its driver would be {version}, the image wants {need} or newer"
+                f" ({needs[service['name']]['source']}); set nvidia_driver_branch, or nvidia_driver_version."
             )
             problems.append(_problem("driver_branch", told))
     return problems
 
 
 def _driver_change(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
-    """What makes a change of the driver dangerous now."""
+    """What makes a change of the driver impossible or dangerous now."""
     problems = []
-    foreign = [item for item in host["driver"]["holders"] if not item["service"] and item["unit"] not in OWN_UNITS]
-    # Containers of the services hold GPUs by processes that belong to no unit of their own.
-    if foreign and host["driver"]["loaded_version"]:
-        who = ", ".join(
-            f"{item['name']} (pid {item['pid']}{', ' + item['unit'] if item['unit'] else ''})" for item in foreign
-        )
-        told = f"the driver is to change ({plan['change']}), but the GPUs are held by {who}, wanted nobody else; stop them first."
-        problems.append(_problem("gpu_in_use", told))
-    built = plan["source"] in ("cuda_repo", "mirror") or bool(plan["prerequisites"])
+    # Ubuntu's archive has modules that Canonical built and signed; DKMS builds all others on the host.
+    built = plan["source"] != "distribution" or host["os"]["distribution"] != "Ubuntu"
     boot = host["secure_boot"]
     if boot["enabled"] and built and not boot["mok_enrolled"]:
         key = boot["mok_key"] or "/var/lib/dkms/mok.pub"
@@ -183,31 +211,169 @@ def _driver_change(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Pro
             " (nvidia_driver_source: distribution on Ubuntu), or switch Secure Boot off."
         )
         problems.append(_problem("secure_boot", told))
+    kernel = host["kernel"]
+    # A repository of unknown origin may be a mirror of the distribution, and the driver's own mirror may have them too.
+    sources = [
+        entry for entry in host["repositories"] if entry["enabled"] and entry["origin"] in ("distribution", "other")
+    ]
+    if plan["prerequisites"] and not kernel["headers"] and not sources and plan["source"] != "mirror":
+        told = (
+            f"headers of the running kernel {kernel['running']} are not installed and no repository of"
+            f" {host['os']['distribution']} is enabled, wanted {', '.join(plan['prerequisites'])}: the driver's modules are built"
+            " with them. Install them, or enable a repository that has them."
+        )
+        problems.append(_problem("kernel_headers", told))
+    if kernel["pending"]:
+        told = (
+            f"kernel {kernel['running']} runs and {kernel['newest']} is installed: the driver is built for the one that runs."
+            " Reboot before the driver changes, or install the headers of both, so that DKMS builds it for the next boot too."
+        )
+        problems.append(_problem("kernel_pending", told, "warning"))
     return problems
 
 
-def _software(host: Mapping[str, Any]) -> list[Problem]:
-    """Versions and sources of packages that are known to fail."""
+def _in_use(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
+    """Processes on the GPUs that nobody will stop. Containers of the services hold GPUs too, and belong to no unit."""
+    users = {item["pid"]: item for item in host["driver"]["holders"]}
+    for gpu in host["gpus"]:
+        for item in gpu.get("processes") or []:
+            users.setdefault(item["pid"], {**item, "unit": None})
+    foreign = [item for _, item in sorted(users.items()) if not item.get("service") and item["unit"] not in OWN_UNITS]
+    if not foreign or not host["driver"]["loaded_version"]:
+        return []
+    who = ", ".join(
+        f"{item['name'] or 'a process'} (pid {item['pid']}{', ' + item['unit'] if item['unit'] else ''})"
+        for item in foreign
+    )
+    if plan["change"] == "none":
+        told = f"the GPUs are also held by {who}, wanted NIM services alone; they share memory with them: stop them if it runs short."
+        return [_problem("gpu_in_use", told, "warning")]
+    told = f"the driver is to change ({plan['change']}), but the GPUs are held by {who}, wanted nobody else; stop them first."
+    return [_problem("gpu_in_use", told)]
+
+
+def _memory(host: Mapping[str, Any], services: list[dict[str, Any]], needs: Mapping[str, Any]) -> list[Problem]:
+    """GPUs that are too small for what NVIDIA published about an image; without a driver their memory is unknown."""
     problems = []
-    version = str(host["engine"].get("version") or "")
+    for service in services:
+        need = needs.get(service["name"])
+        if service["state"] != "present" or not need:
+            continue
+        if not need["answered"]:
+            told = (
+                f"service {service['name']}: what it needs of a GPU is not known, {need['source']}: {need['note']};"
+                " wanted an answer, or an empty preflight_metadata_url where there is no way out."
+            )
+            problems.append(_problem("gpu_memory", told, "warning"))
+        given = [
+            gpu
+            for gpu in host["gpus"]
+            if service["gpus"] == ["all"] or {str(gpu["index"]), gpu["uuid"]} & set(service["gpus"])
+        ]
+        least, count = need["memory_mib"] or 0, need["gpus"] or 1
+        fit = [gpu for gpu in given if gpu["memory_total_mib"] is None or gpu["memory_total_mib"] >= least]
+        if given and len(fit) < count:
+            seen = ", ".join(
+                f"GPU {gpu['index']} ({gpu['name']}, {gpu['memory_total_mib'] or 'unknown'} MiB)" for gpu in given
+            )
+            told = (
+                f"service {service['name']}: it gets {seen}, wanted {count} GPU(s) with {least or 'any number of'} MiB each"
+                f" ({need['note']}; {need['source']}); give it other GPUs or choose another profile."
+            )
+            problems.append(_problem("gpu_memory", told))
+    return problems
+
+
+def _origin_of(name: str, version: str) -> str | None:
+    # A few names are the same in Ubuntu's archive and in NVIDIA's repository; Ubuntu's updates tell of their release.
+    if re.fullmatch(_driver_data.ORIGINS["distribution"], name) or "-0ubuntu0." in version:
+        return "distribution"
+    return "cuda_repo" if re.fullmatch(_driver_data.ORIGINS["cuda_repo"], name) else None
+
+
+def _mixed(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
+    """Packages of the driver from the distribution next to those of NVIDIA's repository."""
+    # A plan that has to change them says so itself, with the packages to remove.
+    if plan["change"] != "none" and plan["problems"]:
+        return []
+    found: dict[str, list[str]] = {}
+    for name, version in sorted(host["packages"].items()):
+        if re.fullmatch("|".join(_driver_data.ORIGINS.values()), name):
+            found.setdefault(_origin_of(name, version) or "", []).append(name)
+    ours, theirs = found.get("distribution"), found.get("cuda_repo")
+    cure = "keep one origin: the other's packages break the next upgrade."
+    if ours and theirs:
+        told = f"driver packages are of the distribution ({', '.join(ours)}) and of NVIDIA's repository ({', '.join(theirs)}); {cure}"
+        return [_problem("mixed_origins", told)]
+    enabled = sorted(
+        {entry["path"] for entry in host["repositories"] if entry["enabled"] and entry["origin"] == "cuda"}
+    )
+    if ours and enabled and plan["source"] in ("distribution", "preinstalled"):
+        told = (
+            f"driver packages are of the distribution ({', '.join(ours)}) and NVIDIA's repository is enabled"
+            f" ({', '.join(enabled)}); {cure} Disable it, or hold the driver."
+        )
+        return [_problem("mixed_origins", told, "warning")]
+    return []
+
+
+def _engines(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
+    """Engines that are known to fail."""
+    problems = []
+    # The role container_engine brings the version that is asked for.
+    version = str(wanted.get("docker_version") or host["engine"].get("version") or "").split(":")[-1]
     for prefix, why in BAD_DOCKER.items():
         if version.startswith(prefix):
-            told = f"Docker is {version}, wanted another version: {why}; upgrade or downgrade it, and hold it."
+            told = (
+                f"Docker is {version}, wanted none of {prefix}x: {why}; install another, 29.4.3 for instance"
+                " (container_engine_version), and hold it."
+            )
             problems.append(_problem("docker_version", told))
-    claims: dict[tuple[str, str], dict[str, str]] = {}
+    podman = str((host.get("podman") or {}).get("version") or "")
+    toolkit = wanted.get("toolkit") or {}
+    bad = _version(str(toolkit.get("version") or "").split("-")[0]) >= _toolkit_plan.FIRST_WITH_CDI_07
+    if podman and bad and _toolkit_plan.CDI_05_FLAG not in (toolkit.get("feature_flags") or []):
+        first = _toolkit_plan.ENGINES["podman"][2]
+        if _version(podman) < first:
+            told = (
+                f"Podman is {podman} and does not read the CDI specifications of toolkit {toolkit['version']}, wanted"
+                f" {'.'.join(map(str, first))} or newer; upgrade Podman, set nvidia_container_toolkit_cdi_feature_flags:"
+                f" [{_toolkit_plan.CDI_05_FLAG}], or, if it runs no GPU containers, preflight_warn_only: [podman_version]."
+            )
+            problems.append(_problem("podman_version", told))
+    return problems
+
+
+def _sources(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
+    """Repositories of apt that are listed more than once."""
+    # What the driver's role is about to remove is no problem.
+    retired = set(plan["retired"]["files"]) if plan["change"] != "none" and "retired" in plan else set()
+    claims: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in host["repositories"]:
-        if entry["enabled"] and "deb" in entry["types"]:
+        if entry["enabled"] and "deb" in entry["types"] and entry["path"] not in retired:
             for uri in entry["uris"]:
                 for suite in entry["suites"]:
-                    claims.setdefault((uri.rstrip("/"), suite), {})[entry["path"]] = str(entry["signed_by"])
-    for (uri, suite), paths in sorted(claims.items()):
-        if len(set(paths.values())) > 1:
+                    claims.setdefault((uri.rstrip("/"), suite), []).append(entry)
+    problems = []
+    for (uri, suite), entries in sorted(claims.items()):
+        paths = sorted({entry["path"] for entry in entries})
+        if len({str(entry["signed_by"]) for entry in entries}) > 1:
             told = (
-                f"{uri} {suite} is listed with conflicting Signed-By in {' and '.join(sorted(paths))}, wanted one of them;"
+                f"{uri} {suite} is listed with conflicting Signed-By in {' and '.join(paths)}, wanted one of them;"
                 " apt reads no list until one is removed."
             )
             problems.append(_problem("signed_by", told))
+        elif len(paths) > 1 and any(_watched(entry, host) for entry in entries):
+            told = f"{uri} {suite} is listed in {' and '.join(paths)}, wanted one of them; remove the others."
+            problems.append(_problem("duplicate_sources", told))
     return problems
+
+
+def _watched(entry: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
+    # A distribution's own lists may overlap as they like, and nvidia_container_toolkit removes files that only name its own.
+    if entry["origin"] != "toolkit":
+        return entry["origin"] in ("cuda", "docker")
+    return any(other["path"] == entry["path"] and other["origin"] != "toolkit" for other in host["repositories"])
 
 
 def _restarting(service: dict[str, Any], host: Mapping[str, Any], holders: list[Mapping[str, Any]]) -> bool:
@@ -238,24 +404,52 @@ def _ports(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[Prob
     return problems
 
 
-def preflight_problems(
-    host: Mapping[str, Any], wanted: Mapping[str, Any], services: list[dict[str, Any]]
-) -> list[Problem]:
-    """Every reason against this host, as ``check`` and ``message``; empty when it is fit.
+def _downgraded(problems: Iterable[Problem], asked: str | Iterable[str]) -> list[Problem]:
+    """Problems with those warnings that are asked to be; a name that is none is a problem itself."""
+    # On a command line a list is a text.
+    names = re.findall(r"[^\s,]+", asked) if isinstance(asked, str) else list(asked)
+    unknown = [
+        {
+            "check": "preflight_warn_only",
+            "message": f"preflight_warn_only has {name!r}, wanted names of checks: {', '.join(CHECKS)}.{near(str(name), CHECKS)}",
+            "severity": "error",
+        }
+        for name in names
+        if name not in CHECKS
+    ]
+    return unknown + [
+        {**problem, "severity": "warning"} if problem["check"] in names else problem for problem in problems
+    ]
 
-    HOST is the result of gpu_host_info, SERVICES are resolved services. WANTED holds ``supported_systems``,
-    ``architectures``, ``min_systemd``, ``min_python``, ``min_memory_gb``, ``max_clock_skew`` (s), ``controller_time``
-    (s since 1970), ``driver_plan`` (the result of driver_plan) and ``disk_gb`` (path to GB per service that is not
-    deployed yet).
+
+def preflight_problems(
+    host: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    services: list[dict[str, Any]],
+    requirements: Mapping[str, Any] | None = None,
+) -> list[Problem]:
+    """Every reason against this host, as ``check``, ``message`` and ``severity`` (error or warning); empty when it is fit.
+
+    HOST is the result of gpu_host_info, SERVICES are resolved services, REQUIREMENTS those of nim_requirements. WANTED
+    holds ``supported_systems``, ``architectures``, ``min_systemd``, ``min_python``, ``min_memory_gb``, ``max_clock_skew``
+    (s), ``controller_time`` (s since 1970), ``driver_plan`` (the result of driver_plan), ``disk_gb`` (path to GB per
+    service that is not deployed yet) and, where they are known, ``docker_version`` (to be installed), ``toolkit``
+    (``version``, ``feature_flags``) and ``warn_only`` (names of checks).
     """
     deployed = {name for name, now in host["services"].items() if now.get("record")}
     installs = sum(service["state"] == "present" and service["name"] not in deployed for service in services)
     plan = wanted["driver_plan"]
-    return [
+    needs = requirements or {}
+    problems = [
         *_platform(host, wanted),
         *_gpus(host, plan["source"]),
-        *_driver(host, plan, services),
-        *_software(host),
+        *_in_use(host, plan),
+        *_memory(host, services, needs),
+        *_driver(host, plan, services, needs),
+        *_mixed(host, plan),
+        *_sources(host, plan),
+        *_engines(host, wanted),
         *_resources(host, wanted, installs),
         *_ports(host, services),
     ]
+    return _downgraded(problems, wanted.get("warn_only") or [])

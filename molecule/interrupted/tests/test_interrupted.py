@@ -71,7 +71,7 @@ def converges(**changes) -> str:
         pytest.param(
             "configure | Merge options into daemon.json", 1.2, id="before Docker restarts with its new configuration"
         ),
-        pytest.param("install | Install the toolkit", 1, id="while the toolkit installs"),
+        pytest.param("install_apt | Install the toolkit", 1, id="while the toolkit installs"),
     ],
 )
 def test_killed_while_the_host_is_prepared(at, delay):

@@ -231,6 +231,8 @@ def test_installation_of_the_driver_that_was_cut_off_is_finished():
     plan = driver_plan(state, wanted())
     assert plan["problems"] == [] and plan["interrupted"] and plan["change"] == "switch"
     assert {"libcuda1=580.*", "nvidia-kernel-support=580.*"} <= set(plan["packages"])
+    state["packages"]["nvidia-kernel-common"] = "570.86.15-1"
+    assert "nvidia-kernel-common=580.*" in driver_plan(state, wanted())["packages"]
     assert not driver_plan(with_driver(), wanted())["interrupted"]
 
 

@@ -115,7 +115,7 @@ def test_service_changes():
 def test_preflight_problems():
     host = {
         **HOST,
-        "os": {"distribution": "Debian", "major": "13", "architecture": "x86_64"},
+        "os": {"distribution": "Debian", "major": "13", "architecture": "x86_64", "package_manager": "apt"},
         "python": {"version": "3.13.5"},
         "systemd": {"running": True, "version": 257},
         "time": 100.0,
@@ -124,6 +124,7 @@ def test_preflight_problems():
         "listeners": [],
         "driver": {"error": None, "loaded_version": "580.159.04", "holders": []},
         "engine": {},
+        "packages": {},
         "repositories": [],
         "secure_boot": {"enabled": None},
         "hardware": {"gpus": [{"address": "0000:18:00.0"}]},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pathlib
 import re
 
@@ -21,7 +22,13 @@ DOCKER, CACHE = "/var/lib/docker", "/var/lib/nim/cache"
 #: A host with room for one service of 40 GB image and 40 GB weights on one file system.
 HOST = {
     "hostname": "gpu01",
-    "os": {"distribution": "Debian", "version": "13", "major": "13", "architecture": "x86_64"},
+    "os": {
+        "distribution": "Debian",
+        "version": "13",
+        "major": "13",
+        "architecture": "x86_64",
+        "package_manager": "apt",
+    },
     "python": {"version": "3.13.5"},
     "systemd": {"running": True, "version": 257},
     "time": NOW + 1.5,
@@ -32,7 +39,10 @@ HOST = {
     },
     "listeners": [{"address": "10.0.1.4", "port": 22, "pid": 811, "process": "sshd"}],
     "driver": {"loaded_version": "580.159.04", "cuda_version": "13.0", "error": None, "holders": []},
-    "engine": {"version": "26.1.5"},
+    "engine": {"version": "26.1.5", "installed": True},
+    "podman": None,
+    "kernel": {"running": "6.12.48+deb13-amd64", "headers": True, "newest": "6.12.48+deb13-amd64", "pending": False},
+    "packages": {},
     "repositories": [],
     "secure_boot": {"enabled": False, "mok_enrolled": None, "mok_key": None},
     "gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"],
@@ -57,8 +67,17 @@ RUNNING = {"record": {"name": "llama"}, "container": {"running": True, "ports": 
 
 
 def preflight_problems(*arguments):
-    """The messages alone."""
-    return [problem["message"] for problem in _preflight.preflight_problems(*arguments)]
+    """The messages of errors alone; a test that expects none means warnings too."""
+    problems = _preflight.preflight_problems(*arguments)
+    assert all(problem["severity"] in ("error", "warning") for problem in problems)
+    return [problem["message"] for problem in problems]
+
+
+def told_of(check, *arguments):
+    """Message and severity of the only problem of a check, None when there is none."""
+    found = [item for item in _preflight.preflight_problems(*arguments) if item["check"] == check]
+    assert len(found) <= 1
+    return (found[0]["message"], found[0]["severity"]) if found else None
 
 
 def planned(change="upgrade", **plan):
@@ -88,11 +107,22 @@ def disks(docker, cache):
 
 BAD = [
     pytest.param(
-        {"os": {"distribution": "Rocky", "major": "9", "architecture": "x86_64"}},
+        {"os__distribution": "Rocky", "os__major": "9"},
         ["operating system is Rocky 9", "Debian 12, Debian 13, Ubuntu 24", "preflight_supported_systems"],
         id="operating-system",
     ),
     pytest.param({"os__major": "11"}, ["operating system is Debian 11", "Debian 12"], id="old-release"),
+    pytest.param(
+        {"os__package_manager": "zypper"},
+        ["package manager is zypper", "wanted apt or dnf", "another system"],
+        id="package-manager",
+    ),
+    pytest.param({"os__package_manager": None}, ["package manager is none that is known"], id="no-package-manager"),
+    pytest.param(
+        {"os__package_manager": "dnf", "engine": {"installed": False}},
+        ["package manager is dnf and Docker is not installed", "leave that role out"],
+        id="nobody-installs-docker",
+    ),
     pytest.param(
         {"os__architecture": "ppc64le"},
         ["architecture is ppc64le", "wanted x86_64 or aarch64", "another host"],
@@ -189,14 +219,31 @@ TRAINING = {"pid": 4711, "name": "python3", "unit": "training.service", "service
     ("holders", "wanted", "told"),
     [
         ([TRAINING], planned(), ["upgrade", "python3 (pid 4711, training.service)"]),
-        ([TRAINING], WANTED, None),
+        ([{**TRAINING, "name": None, "unit": None}], planned(), ["held by a process (pid 4711), wanted nobody"]),
         ([{**TRAINING, "unit": None, "service": "llama"}], planned(), None),
         ([{**TRAINING, "unit": "nvidia-persistenced.service"}], planned(), None),
+        ([{**TRAINING, "unit": "nvidia-cdi-refresh.service"}], planned(), None),
     ],
 )
-def test_gpu_in_use_is_told_when_the_driver_is_to_change(holders, wanted, told):
-    problems = preflight_problems(host(driver__holders=holders), wanted, [LLAMA])
-    assert problems == [] if told is None else all(text in problems[0] for text in told)
+def test_pain_20_gpu_in_use_is_told_when_the_driver_is_to_change(holders, wanted, told):
+    problem = told_of("gpu_in_use", host(driver__holders=holders), wanted, [LLAMA])
+    assert problem is None if told is None else (problem[1] == "error" and all(text in problem[0] for text in told))
+
+
+def test_gpu_in_use_is_a_warning_while_the_driver_stays():
+    message, severity = told_of("gpu_in_use", host(driver__holders=[TRAINING]), WANTED, [LLAMA])
+    assert severity == "warning" and "python3 (pid 4711, training.service)" in message
+
+
+def test_processes_that_only_nvidia_smi_sees_use_the_gpu_too():
+    gpus = copy.deepcopy(HOST["gpus"])
+    gpus[0]["processes"] = [
+        {"pid": 4711, "name": "python3", "used_mib": 500, "service": None},
+        {"pid": 4712, "name": "VLLM::EngineCore", "used_mib": 500, "service": "llama"},
+        {"pid": 4713, "name": "jupyter", "used_mib": 500},
+    ]
+    message, _ = told_of("gpu_in_use", host(gpus=gpus, driver__holders=[TRAINING]), planned(), [LLAMA])
+    assert "held by python3 (pid 4711, training.service), jupyter (pid 4713), wanted" in message
 
 
 @pytest.mark.parametrize(
@@ -207,18 +254,30 @@ def test_gpu_in_use_is_told_when_the_driver_is_to_change(holders, wanted, told):
         ({"enabled": True, "mok_enrolled": True, "mok_key": "/var/lib/dkms/mok.pub"}, planned("install"), False),
         ({"enabled": False, "mok_enrolled": None, "mok_key": None}, planned("install"), False),
         ({"enabled": None, "mok_enrolled": None, "mok_key": None}, planned("install"), False),
-        ({"enabled": True, "mok_enrolled": None, "mok_key": None}, planned("install", source="distribution"), False),
+        # Debian's archive brings sources too.
+        ({"enabled": True, "mok_enrolled": None, "mok_key": None}, planned("install", source="distribution"), True),
         ({"enabled": True, "mok_enrolled": None, "mok_key": None}, WANTED, False),
     ],
 )
 def test_pain_19_secure_boot_is_told_before_unsigned_modules_are_built(boot, wanted, refused):
     problems = preflight_problems(host(secure_boot=boot), wanted, [LLAMA])
     assert bool(problems) == refused
+    ubuntu = host(secure_boot=boot, os__distribution="Ubuntu", os__major="24")
+    signed = wanted["driver_plan"]["source"] == "distribution"
+    assert bool(preflight_problems(ubuntu, wanted, [LLAMA])) == (refused and not signed)
     assert not problems or ("mokutil --import /var/lib/dkms/mok.pub" in problems[0] and "console" in problems[0])
 
 
 def source(path, signed_by, uri="http://apt.example.com/cuda", **changes):
-    entry = {"path": path, "enabled": True, "types": ["deb"], "uris": [uri], "suites": ["/"], "signed_by": signed_by}
+    entry = {
+        "path": path,
+        "enabled": True,
+        "types": ["deb"],
+        "uris": [uri],
+        "suites": ["/"],
+        "signed_by": signed_by,
+        "origin": "other",
+    }
     return {**entry, **changes}
 
 
@@ -240,9 +299,211 @@ def test_pain_9_conflicting_signed_by(sources, told):
 @pytest.mark.parametrize(
     ("version", "refused"), [("29.5.1", True), ("29.4.0", False), ("29.6.1", False), ("26.1.5", False), (None, False)]
 )
-def test_docker_that_is_known_to_fail(version, refused):
+def test_docker_that_cannot_pull_from_nvidia(version, refused):
     problems = preflight_problems(host(engine={"version": version}), WANTED, [LLAMA])
-    assert bool(problems) == refused and (not problems or "29.5.1" in problems[0])
+    assert bool(problems) == refused and (not problems or ("29.5.1" in problems[0] and "nvcr.io" in problems[0]))
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "refused"),
+    [("29.4.3", "5:29.5.0-1~debian.13~trixie", True), ("29.5.1", "5:29.4.3-1~debian.13~trixie", False), (None, "", False)],
+)  # fmt: skip
+def test_docker_that_is_going_to_be_installed_counts(found, wanted, refused):
+    problem = told_of("docker_version", host(engine={"version": found}), {**WANTED, "docker_version": wanted}, [LLAMA])
+    assert bool(problem) == refused
+
+
+@pytest.mark.parametrize(
+    ("podman", "toolkit", "flags", "refused"),
+    [
+        ("4.9.3", "1.19.1-1", [], True),
+        ("5.0.3", "1.20.0-1", [], True),
+        ("5.1.0", "1.20.0-1", [], False),
+        ("4.9.3", "1.19.0-1", [], False),
+        ("4.9.3", "1.20.0-1", ["no-additional-gids-for-device-nodes"], False),
+        (None, "1.20.0-1", [], False),
+        ("4.9.3", "", [], False),
+    ],
+)
+def test_pain_3_podman_that_does_not_read_what_the_toolkit_writes(podman, toolkit, flags, refused):
+    wanted = {**WANTED, "toolkit": {"version": toolkit, "feature_flags": flags}}
+    found = {"version": podman} if podman else None
+    problem = told_of("podman_version", host(podman=found), wanted, [LLAMA])
+    assert bool(problem) == refused
+    for words in [f"Podman is {podman}", f"toolkit {toolkit}", "wanted 5.1 or newer", "[podman_version]"] * refused:
+        assert words in problem[0]
+
+
+NEEDS_HEADERS = {"prerequisites": ["linux-headers-6.12.48+deb13-amd64"]}
+
+
+@pytest.mark.parametrize(
+    ("headers", "plan", "sources", "refused"),
+    [
+        (False, planned("install", **NEEDS_HEADERS), [], True),
+        (False, planned("install", **NEEDS_HEADERS), [("distribution", False), ("cuda", True)], True),
+        (False, planned("install", **NEEDS_HEADERS), [("distribution", True)], False),
+        # It may be a mirror of the distribution.
+        (False, planned("install", **NEEDS_HEADERS), [("other", True)], False),
+        (False, planned("install", source="mirror", **NEEDS_HEADERS), [], False),
+        # Modules that the distribution built.
+        (False, planned("install"), [], False),
+        (True, planned("install", **NEEDS_HEADERS), [], False),
+        (False, WANTED, [], False),
+    ],
+)
+def test_pain_12_headers_that_nobody_has_are_told_before_anything_is_installed(headers, plan, sources, refused):
+    entries = [source("/a", "/k", origin=origin, enabled=enabled) for origin, enabled in sources]
+    problem = told_of("kernel_headers", host(kernel__headers=headers, repositories=entries), plan, [LLAMA])
+    assert bool(problem) == refused
+    for words in ["6.12.48+deb13-amd64", "wanted linux-headers-6.12.48+deb13-amd64", "enable a repository"] * refused:
+        assert words in problem[0]
+
+
+def test_pain_12_kernel_that_waits_is_a_warning_when_the_driver_changes():
+    waiting = host(kernel__newest="6.12.57+deb13-amd64", kernel__pending=True)
+    message, severity = told_of("kernel_pending", waiting, planned(), [LLAMA])
+    assert severity == "warning" and "6.12.48+deb13-amd64 runs and 6.12.57+deb13-amd64 is installed" in message
+    assert told_of("kernel_pending", waiting, WANTED, [LLAMA]) is None
+
+
+ARCHIVE = {"nvidia-headless-no-dkms-580-server": "580.126.20-0ubuntu0.24.04.1"}
+CUDA = {"nvidia-driver-cuda": "580.159.04-1", "nvidia-driver-pinning-580": "580-1"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "sources", "plan", "severity"),
+    [
+        pytest.param({**ARCHIVE, **CUDA}, [], WANTED, "error", id="both"),
+        pytest.param(ARCHIVE, [], WANTED, None, id="distribution"),
+        pytest.param(CUDA, [], WANTED, None, id="cuda"),
+        pytest.param({}, [], WANTED, None, id="none"),
+        pytest.param(
+            {**ARCHIVE, "nvidia-dkms-580-open": "580.126.20-0ubuntu0.24.04.1"}, [], WANTED, None, id="same-name-of-the-archive"
+        ),
+        pytest.param(
+            {**ARCHIVE, "nvidia-dkms-580-open": "580.159.04-0ubuntu1"}, [], WANTED, "error", id="same-name-of-nvidia"
+        ),
+        pytest.param(ARCHIVE, [True], WANTED, "warning", id="the-other-repository-is-enabled"),
+        pytest.param(ARCHIVE, [False], WANTED, None, id="the-other-repository-is-disabled"),
+        pytest.param(CUDA, [True], WANTED, None, id="its-own-repository"),
+        pytest.param({**ARCHIVE, **CUDA}, [], planned(problems=["of another origin"]), None, id="the-plan-tells-it"),
+    ],
+)  # fmt: skip
+def test_packages_of_two_origins(packages, sources, plan, severity):
+    entries = [source("/cuda.list", "/k", origin="cuda", enabled=enabled) for enabled in sources]
+    problem = told_of("mixed_origins", host(packages=packages, repositories=entries), plan, [LLAMA])
+    assert (problem and problem[1]) == severity
+    assert severity != "error" or "nvidia-headless-no-dkms-580-server" in problem[0]
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ([("/a.list", "cuda"), ("/b.sources", "cuda")], True),
+        ([("/a.list", "docker"), ("/b.sources", "docker")], True),
+        ([("/a.list", "cuda"), ("/a.list", "cuda")], False),
+        # Debian's and Ubuntu's own lists overlap often, and apt takes it.
+        ([("/a.list", "distribution"), ("/b.sources", "distribution")], False),
+        # The toolkit's role removes a file that only names its repository.
+        ([("/a.list", "toolkit"), ("/b.sources", "toolkit")], False),
+    ],
+)
+def test_pain_9_duplicate_sources(sources, told):
+    entries = [source(path, "/k", origin=origin) for path, origin in sources]
+    problem = told_of("duplicate_sources", host(repositories=entries), WANTED, [LLAMA])
+    assert bool(problem) == told
+    assert not problem or "http://apt.example.com/cuda / is listed in /a.list and /b.sources" in problem[0]
+
+
+def test_pain_9_duplicate_of_the_toolkit_among_others_stays():
+    other = source("/a.list", "/k", uri="http://example.com/other", origin="other")
+    twice = [source(path, "/k", origin="toolkit") for path in ("/a.list", "/b.sources")]
+    assert told_of("duplicate_sources", host(repositories=[*twice, other]), WANTED, [LLAMA])
+
+
+@pytest.mark.parametrize(("change", "told"), [("install", False), ("none", True)])
+def test_pain_9_what_the_driver_is_about_to_remove_is_no_problem(change, told):
+    entries = [source("/old.list", "/k1", origin="cuda"), source("/new.sources", "/k2", origin="cuda")]
+    plan = planned(change, retired={"files": ["/old.list"], "packages": []})
+    assert bool(told_of("signed_by", host(repositories=entries), plan, [LLAMA])) == told
+
+
+def need(memory=None, gpus=None, driver=None, answered=True):
+    told = {"memory_mib": memory, "gpus": gpus, "driver": driver, "answered": answered}
+    return {"llama": {**told, "source": "https://api.example.com/?tag=1.8.6", "note": "profile 4f90"}}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "needs", "severity"),
+    [
+        pytest.param(["all"], {}, None, id="not-asked"),
+        pytest.param(["all"], need(), None, id="nothing-published"),
+        pytest.param(["all"], need(143771, 2), None, id="just-enough"),
+        pytest.param(["0"], need(143772), "error", id="too-small"),
+        pytest.param(["all"], need(76293, 4), "error", id="too-few"),
+        pytest.param(["0"], need(None, 2), "error", id="too-few-of-any-size"),
+        pytest.param([HOST["gpus"][1]["uuid"]], need(76293, 1), None, id="by-uuid"),
+        pytest.param(["0"], need(answered=False), "warning", id="no-answer"),
+    ],
+)
+def test_gpu_memory_below_what_the_profile_needs(gpus, needs, severity):
+    problem = told_of("gpu_memory", HOST, WANTED, [{**LLAMA, "gpus": gpus}, {**PHI, "gpus": ["all"]}], needs)
+    assert (problem and problem[1]) == severity
+    if severity == "error":
+        assert "GPU 0 (NVIDIA H200, 143771 MiB)" in problem[0] and "https://api.example.com/?tag=1.8.6" in problem[0]
+
+
+@pytest.mark.parametrize("change", [{"gpus": []}, {"gpus": [{**HOST["gpus"][0], "memory_total_mib": None}]}])
+def test_gpu_memory_that_is_not_known_is_enough(change):
+    assert told_of("gpu_memory", host(**change), WANTED, [{**LLAMA, "gpus": ["all"]}], need(10**6, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "loaded", "driver", "refused"),
+    [
+        (WANTED, "580.95.05", "580.126.20", True),
+        (WANTED, "580.126.20", "580.126.20", False),
+        (WANTED, "580.95.05", "580", False),
+        (WANTED, "580.95.05", "595", True),
+        (WANTED, None, "595", False),
+        # The newest of the branch will be taken.
+        (planned("install", branch="580"), None, "580.126.20", False),
+        (planned("install", branch="580"), None, "595.71.05", True),
+        (planned("install", branch="580", version="580.95.05"), None, "580.126.20", True),
+    ],
+)
+def test_driver_that_the_image_needs(plan, loaded, driver, refused):
+    seen = host(driver__loaded_version=loaded)
+    problem = told_of("driver_branch", seen, plan, [{**LLAMA, "gpus": ["all"]}], need(driver=driver))
+    assert bool(problem) == refused
+    assert not problem or f"the image wants {driver} or newer" in problem[0]
+
+
+@pytest.mark.parametrize("asked", [["gpu_in_use", "memory"], "gpu_in_use, memory"])
+def test_checks_are_downgraded_by_name(asked):
+    seen = host(driver__holders=[TRAINING], memory__total=GB, os__major="11")
+    problems = _preflight.preflight_problems(seen, {**planned(), "warn_only": asked}, [LLAMA])
+    assert {item["check"]: item["severity"] for item in problems} == {
+        "os": "error",
+        "gpu_in_use": "warning",
+        "memory": "warning",
+    }
+
+
+def test_check_that_is_none_is_told_with_the_right_names():
+    wanted = {**WANTED, "warn_only": ["gpu_inuse", "memory"]}
+    (problem,) = _preflight.preflight_problems(HOST, wanted, [LLAMA])
+    assert problem["severity"] == "error"
+    assert "has 'gpu_inuse', wanted names of checks: os, " in problem["message"]
+    assert problem["message"].endswith("Did you mean 'gpu_in_use'?")
+
+
+def test_real_host_with_a_driver_that_came_with_it():
+    """As read on a server with an H200 whose image brought driver 580.159.04."""
+    real = json.loads((FIXTURES / "h200" / "gpu_host_info.json").read_text())
+    seen = {**HOST, **real, **{key: HOST[key] for key in ("systemd", "time", "memory", "disks", "listeners")}}
+    assert _preflight.preflight_problems(seen, WANTED, [PHI]) == []
 
 
 @pytest.mark.parametrize(
@@ -263,12 +524,19 @@ def test_driver_branch_that_the_images_need(loaded, wanted, services, told):
 def test_problems_of_the_plan_are_told_with_the_others():
     wanted = planned("install", problems=["nvidia_driver_branch is 58, wanted three digits."])
     (problem,) = _preflight.preflight_problems(HOST, wanted, [LLAMA])
-    assert problem == {"check": "driver", "message": "nvidia_driver_branch is 58, wanted three digits."}
+    assert problem == {
+        "check": "driver",
+        "message": "nvidia_driver_branch is 58, wanted three digits.",
+        "severity": "error",
+    }
 
 
 def test_every_check_can_be_named():
     role = pathlib.Path(__file__).resolve().parents[4] / "roles/preflight"
-    assert yaml.safe_load((role / "vars/main.yml").read_text())["__preflight_checks"] == list(_preflight.CHECKS)
+    option = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    assert re.findall(r"V\((\w+)\)", option["preflight_warn_only"]["description"]) == list(_preflight.CHECKS)
+    comment = (role / "defaults/main.yml").read_text().split("Checks that only warn, by name: ")[1].split(".")[0]
+    assert re.findall(r"\w+", comment) == list(_preflight.CHECKS)
     source_text = pathlib.Path(_preflight.__file__).read_text()
     assert set(re.findall(r'_problem\(\s*"(\w+)"', source_text)) == set(_preflight.CHECKS)
 
@@ -284,9 +552,22 @@ def test_the_driver_is_asked_for_as_its_role_asks():
         assert yaml.safe_load(default) == defaults[f"nvidia_driver_{key}"], key
 
 
+def test_the_toolkit_is_asked_for_as_its_role_asks():
+    roles = pathlib.Path(__file__).resolve().parents[4] / "roles"
+    defaults = {
+        **yaml.safe_load((roles / "nvidia_container_toolkit/defaults/main.yml").read_text()),
+        **yaml.safe_load((roles / "container_engine/defaults/main.yml").read_text()),
+    }
+    wanted = yaml.safe_load((roles / "preflight/vars/main.yml").read_text())["__preflight_wanted"]
+    for text in (wanted["docker_version"], *wanted["toolkit"].values()):
+        name, default = re.fullmatch(r"{{ (\w+) \| default\((.*)\) }}", text).groups()
+        assert yaml.safe_load(default) == defaults[name], name
+
+
 def test_all_problems_at_once():
     unfit = host(
-        os={"distribution": "Rocky", "major": "9", "architecture": "ppc64le"},
+        os={"distribution": "Rocky", "major": "9", "architecture": "ppc64le", "package_manager": "dnf"},
+        engine={"installed": False},
         systemd__version=239,
         python__version="3.6.8",
         memory__total=8 * GB,
@@ -301,6 +582,7 @@ def test_all_problems_at_once():
     assert [problem.split(" is ")[0].split(" has ")[0].split(" does ")[0] for problem in problems] == [
         "operating system",
         "architecture",
+        "package manager",
         "systemd",
         "Python",
         "nvidia-smi",
@@ -318,8 +600,10 @@ def test_all_problems_at_once():
     "changes",
     [
         pytest.param(
-            {"os": {"distribution": "Ubuntu", "major": "24", "architecture": "aarch64"}}, id="another-supported-system"
+            {"os__distribution": "Ubuntu", "os__major": "24", "os__architecture": "aarch64"},
+            id="another-supported-system",
         ),
+        pytest.param({"os__package_manager": "dnf"}, id="docker-that-somebody-else-installed"),
         pytest.param({"systemd__version": 249, "python__version": "3.9.2"}, id="oldest-versions"),
         pytest.param({"python__version": "3.10.12"}, id="versions-are-numbers-not-text"),
         pytest.param({"python__version": "3.14.0rc1"}, id="pre-release"),

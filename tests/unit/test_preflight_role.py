@@ -1,0 +1,144 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role preflight without a host: what it says about one that was read, and whom it asks."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import pytest
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+#: As read on a server with one H200; systemd, memory and clock are of a server that runs services.
+REAL = {
+    **json.loads((FIXTURES / "h200" / "gpu_host_info.json").read_text()),
+    "systemd": {"running": True, "version": 255},
+    "memory": {"total": 10**12, "available": 10**12},
+    "disks": {},
+    "listeners": [],
+}
+BARE = {
+    **REAL,
+    "driver": {**REAL["driver"], "loaded_version": None, "cuda_version": None, "error": "nvidia-smi is not installed"},
+    "gpus": [],
+    "packages": {},
+}
+LLAMA = {"name": "llama", "image": "nvcr.io/nim/meta/llama-3.1-70b-instruct", "tag": "2.0.12"}
+#: A host that no task can reach: whatever needs a remote call fails.
+AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
+WARN = "TASK [baremetal.nim.preflight : verify | Warn]"
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Verifies a host; returns the exit status and what was told."""
+
+    def run(host, **variables):
+        task = {"name": "baremetal.nim.preflight", "tasks_from": "verify"}
+        book = [{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": task}]}]
+        (tmp_path / "play.yml").write_text(json.dumps(book))
+        # The clock of the host is the controller's.
+        given = {"nvidia_driver_source": "preinstalled", "nim_services": [LLAMA], **AWAY, **variables}
+        (tmp_path / "vars.json").write_text(json.dumps(given))
+        (tmp_path / "host.yml").write_text(json.dumps({"recorded": host}))
+        clock = "preflight_host={{ recorded | combine({'time': now(utc=true).timestamp()}) }}"
+        collections = next(
+            os.path.abspath(path)
+            for path in sys.path
+            if (pathlib.Path(path) / "ansible_collections/baremetal/nim").is_dir()
+        )
+        files = [f"@{tmp_path / 'vars.json'}", f"@{tmp_path / 'host.yml'}", json.dumps(dict([clock.split("=", 1)]))]
+        command = [sys.executable, "-m", "ansible", "playbook", "-i", "gpu01,"]
+        done = subprocess.run(
+            [*command, *(word for text in files for word in ("-e", text)), str(tmp_path / "play.yml")],
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "LC_ALL": "C.UTF-8",
+                "ANSIBLE_COLLECTIONS_PATH": collections,
+                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
+                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
+                "ANSIBLE_INJECT_FACT_VARS": "false",
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def catalogue():
+    """Answers that an image needs two GPUs of 200 GB."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            profile = {"tensor_parallel_size": 2, "pipeline_parallel_size": 1, "min_vram_per_device_gb": 200}
+            body = json.dumps({"profiles": [{"profile_id": "bf16", **profile}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v2/nim/metadata"
+        server.shutdown()
+        thread.join()
+
+
+def test_fit_host_is_told_without_warnings_or_remote_calls(play):
+    code, told = play(REAL)
+    assert code == 0 and "gpu01 is fit: H200 SXM, driver 580.159.04" in told, told
+    assert "skipped=2 " in told, told
+
+
+def test_bare_host_is_fit_where_a_later_role_brings_the_driver(play):
+    code, told = play(BARE, nvidia_driver_source="cuda_repo")
+    assert code == 0 and "driver not loaded" in told, told
+
+
+def test_bare_host_is_refused_where_none_does(play):
+    code, told = play(BARE)
+    assert code == 2 and "nvidia-smi does not work" in told, told
+
+
+def test_errors_are_told_at_once_and_downgraded_ones_are_warnings(play):
+    unfit = {**REAL, "memory": {"total": 10**9}, "systemd": {"running": True, "version": 200}}
+    code, told = play(unfit, preflight_warn_only=["memory"], preflight_architectures=["aarch64"])
+    assert code == 2, told
+    warned, failed = told.split(WARN)[1].split("TASK [", 1)
+    assert "memory is 1.0 GB" in warned and "memory is" not in failed
+    assert "architecture is x86_64" in failed and "systemd is 200" in failed
+
+
+def test_check_that_is_none_is_refused_with_the_right_names(play):
+    code, told = play(REAL, preflight_warn_only=["memroy"])
+    assert code == 2 and "wanted names of checks: os, architecture" in told and "Did you mean 'memory'?" in told, told
+
+
+@pytest.mark.parametrize(("only", "status"), [([], 2), (["gpu_memory"], 0)])
+def test_gpu_memory_is_what_nvidia_says_the_image_needs(play, catalogue, only, status):
+    service = {**LLAMA, "profile": "bf16"}
+    code, told = play(REAL, preflight_metadata_url=catalogue, preflight_warn_only=only, nim_services=[service])
+    assert code == status, told
+    assert "it gets GPU 0 (NVIDIA H200, 143771 MiB), wanted 2 GPU(s) with 190734 MiB each" in told, told
+
+
+def test_no_answer_is_a_warning(play):
+    code, told = play(REAL, preflight_metadata_url="http://127.0.0.1:1/v2/nim/metadata")
+    assert code == 0 and "Connection refused" in told.split(WARN)[1], told
