@@ -340,7 +340,9 @@ def _engines(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem
                 f" {'.'.join(map(str, first))} or newer; upgrade Podman, set nvidia_container_toolkit_cdi_feature_flags:"
                 f" [{_toolkit_plan.CDI_05_FLAG}], or, if it runs no GPU containers, preflight_warn_only: [podman_version]."
             )
-            problems.append(_problem("podman_version", told))
+            # Beside Docker it may run no GPU container at all.
+            severity = "error" if toolkit.get("engine") == "podman" else "warning"
+            problems.append(_problem("podman_version", told, severity))
     return problems
 
 

@@ -334,6 +334,13 @@ def test_pain_3_podman_that_does_not_read_what_the_toolkit_writes(podman, toolki
         assert words in problem[0]
 
 
+@pytest.mark.parametrize(("engine", "severity"), [("docker", "warning"), ("podman", "error")])
+def test_pain_3_podman_beside_docker_only_warns(engine, severity):
+    wanted = {**WANTED, "toolkit": {"version": "1.20.0-1", "feature_flags": [], "engine": engine}}
+    (problem,) = _preflight.preflight_problems(host(podman={"version": "4.9.3"}), wanted, [LLAMA])
+    assert (problem["check"], problem["severity"]) == ("podman_version", severity)
+
+
 NEEDS_HEADERS = {"prerequisites": ["linux-headers-6.12.48+deb13-amd64"]}
 
 
