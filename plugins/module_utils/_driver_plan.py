@@ -183,8 +183,13 @@ def _package_problems(host: Host, wanted: Wanted, change: str) -> list[str]:
         problems.append(
             f"the package manager was interrupted ({names} not configured), wanted none; run: dpkg --configure -a"
         )
-    other = data.ORIGINS.get("cuda_repo" if wanted["source"] == "distribution" else "distribution", "")
-    mixed = sorted(name for name in host["packages"] if re.fullmatch(other, name))
+    other = "cuda_repo" if wanted["source"] == "distribution" else "distribution"
+    # Ubuntu's archive has some of NVIDIA's names; its own versions tell.
+    mixed = sorted(
+        name
+        for name, version in host["packages"].items()
+        if re.fullmatch(data.ORIGINS[other], name) and (other == "distribution" or "-0ubuntu" not in version)
+    )
     if mixed:
         problems.append(
             f"{', '.join(mixed)} of another origin are installed, wanted packages of one origin;"

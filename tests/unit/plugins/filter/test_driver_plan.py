@@ -398,6 +398,13 @@ def test_bad_input_is_told_with_its_cure(state, changes, told):
     assert any(all(text in problem for text in told) for problem in problems), problems
 
 
+def test_names_that_ubuntus_archive_shares_with_nvidia_are_no_mixture():
+    archive = host("Ubuntu", "24.04", packages={"nvidia-dkms-580-open": "580.95.05-0ubuntu0.24.04.1"})
+    assert driver_plan(archive, wanted(source="distribution"))["problems"] == []
+    nvidia = host("Ubuntu", "24.04", packages={"nvidia-dkms-580-open": "580.95.05-1ubuntu1"})
+    assert "of another origin" in driver_plan(nvidia, wanted(source="distribution"))["problems"][0]
+
+
 def test_all_problems_at_once():
     state = host("Fedora", "44", hardware="hgx_b200")
     assert len(driver_plan(state, wanted(flavour="proprietary", branch="550"))["problems"]) == 3
