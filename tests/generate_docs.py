@@ -21,9 +21,18 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 #: In the order of site.yml.
-ROLES = ("preflight", "container_engine", "nvidia_container_toolkit", "ngc_registry", "model_cache", "nim_service")
+ROLES = (
+    "preflight",
+    "nvidia_driver",
+    "container_engine",
+    "nvidia_container_toolkit",
+    "ngc_registry",
+    "model_cache",
+    "nim_service",
+)
 NEVER = {
     "preflight": "changes anything",
+    "nvidia_driver": "touches a container that it does not start again, reboots without permission, or takes a GPU from a foreign process",
     "container_engine": "knows about GPUs",
     "nvidia_container_toolkit": "writes the engine's configuration, installs a driver or touches a running container",
     "ngc_registry": "puts a key into an argument list, a unit or a log",
@@ -32,6 +41,9 @@ NEVER = {
 }
 EXPORTS = {
     "preflight": {"preflight_host": "what M(baremetal.nim.gpu_host_info) returned for the host"},
+    "nvidia_driver": {
+        "nvidia_driver_reboot_needed": "why a reboot is needed, where one is, none is allowed and `nvidia_driver_reboot_needed_action` is `export`"
+    },
     "nim_service": {
         "nim_service_endpoints": "the resolved services that were verified (entry point `verify`)",
         "nim_service_verification": "results of M(baremetal.nim.chat_completion), one per endpoint",

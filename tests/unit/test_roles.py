@@ -98,6 +98,8 @@ def documentation(kind, name):
 @pytest.mark.parametrize("path", ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "tasks/main.yml"])
 def test_every_role_has_the_same_files(role, path):
     assert load("roles", role, path)
+    # Galaxy refuses a role without one.
+    assert (ROOT / "roles" / role / "README.md").is_file()
 
 
 @pytest.mark.parametrize("role", ROLES)
