@@ -171,7 +171,7 @@ class Swap:
             if os.path.exists(self.state_file):
                 os.unlink(self.state_file)
             return
-        os.makedirs(os.path.dirname(self.state_file), mode=0o755, exist_ok=True)
+        os.makedirs(os.path.dirname(self.state_file), mode=0o700, exist_ok=True)
         scratch = f"{self.state_file}.new"
         with open(scratch, "w", encoding="utf-8") as out:
             json.dump(names, out)
