@@ -21,10 +21,17 @@ Host = Mapping[str, Any]
 Wanted = Mapping[str, Any]
 _FAMILY = re.compile(f"(?:{data.FAMILY})$")
 _LOCKSTEP = re.compile(f"(?:{data.LOCKSTEP})$")
+_KERNEL = re.compile(f"(?:{data.KERNELS})$")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _sentence(text: str) -> str:
+    """What a program said, in one line that another sentence may follow."""
+    line = " ".join(text.split())
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 # -- the system ----------------------------------------------------------------------------------------------------
@@ -50,6 +57,16 @@ def _naming(system: Mapping[str, Any], wanted: Wanted) -> str:
 
 def _has_fabric(host: Host) -> bool:
     return bool(host["hardware"]["nvswitches"] or host["hardware"]["nvlink5"])
+
+
+def _is_archive(wanted: Wanted, system: Mapping[str, Any], distribution: str) -> bool:
+    """Whether the driver comes out of the archive of DISTRIBUTION."""
+    return bool(wanted["source"] == "distribution" and system["name"] == distribution)
+
+
+def _url(host: Host, system: Mapping[str, Any]) -> str:
+    """Of the system's folder in NVIDIA's repository."""
+    return data.REPOSITORY.format(folder=system["folder"], architecture=data.ARCHITECTURES[host["os"]["architecture"]])
 
 
 # -- problems ------------------------------------------------------------------------------------------------------
@@ -126,14 +143,34 @@ def _system_problems(host: Host, wanted: Wanted, system: Mapping[str, Any] | Non
                 " set nvidia_driver_source: preinstalled."
             )
         ]
-    problems = []
     if host["os"]["architecture"] not in data.ARCHITECTURES:
+        return [
+            (
+                f"architecture is {host['os']['architecture']}, wanted {' or '.join(data.ARCHITECTURES)};"
+                " install the driver yourself and set nvidia_driver_source: preinstalled."
+            )
+        ]
+    return _distribution_problems(host, wanted, system) if wanted["source"] == "distribution" else []
+
+
+def _repository_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    """What NVIDIA's repository does not have for this system, or what is not known of it."""
+    problems = []
+    here, url = f"{system['name']} {system['version']}", _url(host, system)
+    first = data.FIRST_OF_SYSTEM.get((system["name"], system["version"]), 0)
+    if int(wanted["branch"]) < first:
+        others = "distribution (Ubuntu's archive has older ones) or " if system["name"] == "Ubuntu" else ""
         problems.append(
-            f"architecture is {host['os']['architecture']}, wanted {' or '.join(data.ARCHITECTURES)};"
-            " install the driver yourself and set nvidia_driver_source: preinstalled."
+            f"nvidia_driver_branch is {wanted['branch']}, but NVIDIA's repository for {here} begins with {first};"
+            f' set nvidia_driver_branch: "{first}" or newer, or nvidia_driver_source: {others}mirror.'
         )
-    if wanted["source"] == "distribution":
-        problems += _distribution_problems(host, wanted, system)
+    key, fingerprint = system["key"]
+    if not fingerprint:
+        problems.append(
+            f"the fingerprint of {key}, which signs NVIDIA's repository for {here}, is not known here, wanted 40 hexadecimal digits:"
+            f" see gpg --show-keys {key}, compare with what NVIDIA publishes, and set nvidia_driver_source: mirror,"
+            f" nvidia_driver_mirror_url: {url}, nvidia_driver_mirror_key_url: {url}{key} and nvidia_driver_mirror_key_fingerprint."
+        )
     return problems
 
 
@@ -145,13 +182,20 @@ def _distribution_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]
                 " nvidia_driver_source: preinstalled, or use cuda_repo."
             )
         ]
-    if system["name"] != "Debian":
-        return []
     problems = []
+    here = f"{system['name']} {system['version']}"
+    lacking = [name for name in _fabric_names(host, wanted, system) if not _in_archive(name, system)]
+    if lacking:
+        problems.append(
+            f"the archive of {here} has no {', '.join(lacking)}, wanted for how these GPUs are connected;"
+            " set nvidia_driver_source: cuda_repo."
+        )
+    if system["name"] != "Debian":
+        return problems
     carried = data.DEBIAN_BRANCH[system["version"]]
     if str(wanted["branch"]) != carried:
         problems.append(
-            f"Debian {system['version']} carries branch {carried}, wanted {wanted['branch']};"
+            f"{here} carries branch {carried}, wanted {wanted['branch']};"
             f' set nvidia_driver_branch: "{carried}" or nvidia_driver_source: cuda_repo.'
         )
     enabled = {
@@ -160,7 +204,7 @@ def _distribution_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]
     missing = [name for name in data.DEBIAN_COMPONENTS if name not in enabled]
     if missing:
         problems.append(
-            f"Debian's sources have the components {', '.join(sorted(enabled)) or 'none'}, wanted {' and '.join(missing)} too;"
+            f"Debian's sources have the components {', '.join(sorted(enabled)) or 'none'}, wanted {', '.join(missing)} too;"
             " add them in /etc/apt/sources.list.d/debian.sources or /etc/apt/sources.list."
         )
     return problems
@@ -210,24 +254,49 @@ def installed_version(packages: Mapping[str, str]) -> str | None:
     return None
 
 
-def _names(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
-    """Packages that must be there, in the order they are named to the package manager."""
-    branch, manager = int(wanted["branch"]), system["manager"]
-    if wanted["compute_only"] or wanted["source"] == "distribution":
-        names = list(data.COMPUTE[_naming(system, wanted)][wanted["flavour"]])
-    else:
-        names = list(data.FULL[wanted["flavour"]])
+def _fabric_names(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    """Packages that the connections between the GPUs need."""
+    manager, hardware = system["manager"], host["hardware"]
     # Ubuntu's archive kept the branch in these names.
-    old = branch < data.FABRIC_UNSUFFIXED or (wanted["source"] == "distribution" and system["name"] == "Ubuntu")
+    old = int(wanted["branch"]) < data.FABRIC_UNSUFFIXED or _is_archive(wanted, system, "Ubuntu")
+    names: list[str] = []
     if _has_fabric(host):
         names.append((data.FABRIC_MANAGER_OLD if old else data.FABRIC_MANAGER)[manager])
         names.append((data.FABRIC_LIBRARY_OLD if old else data.FABRIC_LIBRARY)[manager])
-    if host["hardware"]["nvlink5"]:
-        names += data.NVLINK5
-    if host["hardware"]["multi_node_nvlink"]:
+    if hardware["nvlink5"]:
+        names += data.NVLINK5_OLD if old else data.NVLINK5
+    if hardware["multi_node_nvlink"]:
         names.append((data.IMEX_OLD if old else data.IMEX)[manager])
+    return [name.format(branch=wanted["branch"]) for name in names]
+
+
+def _in_archive(name: str, system: Mapping[str, Any]) -> bool:
+    return not re.fullmatch(data.ARCHIVE_LACKS.get(system["name"], ""), name)
+
+
+def _names(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    """Packages that must be there, in the order they are named to the package manager."""
+    archive = wanted["source"] == "distribution"
+    if wanted["compute_only"] or archive:
+        names = list(data.COMPUTE[_naming(system, wanted)][wanted["flavour"]])
+    else:
+        names = list(data.FULL[wanted["flavour"]])
     kernel = str(wanted.get("kernel") or host["kernel"]["running"])
-    return [name.format(branch=branch, kernel_flavour=kernel.rsplit("-", 1)[-1]) for name in names]
+    names = [
+        name.format(branch=wanted["branch"], kernel=kernel)
+        for name in names
+        if wanted["persistence"] or name != "nvidia-persistenced"
+    ]
+    return names + [name for name in _fabric_names(host, wanted, system) if not archive or _in_archive(name, system)]
+
+
+def _next_kernel(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    """Ubuntu's modules of a kernel that is installed and runs from the next boot on; they come along with a change."""
+    kernel = host["kernel"]
+    if not _is_archive(wanted, system, "Ubuntu") or wanted.get("kernel") or not kernel.get("pending"):
+        return []
+    names = data.COMPUTE["ubuntu_archive"][wanted["flavour"]]
+    return [name.format(branch=wanted["branch"], kernel=kernel["newest"]) for name in names if "{kernel}" in name]
 
 
 def _lockstep(packages: Mapping[str, str]) -> dict[str, str | None]:
@@ -284,9 +353,10 @@ def _companions(host: Host, wanted: Wanted, names: Iterable[str]) -> list[str]:
 def _specs(names: Iterable[str], wanted: Wanted, manager: str) -> list[str]:
     """Names with the version that the package manager is to take."""
     version = wanted["version"]
+    own = data.OWN_VERSION + (f"|{data.OWN_VERSION_ARCHIVE}" if wanted["source"] == "distribution" else "")
     specs = []
     for name in names:
-        if name in data.NVLINK5:
+        if re.fullmatch(own, name):
             specs.append(name)
         elif manager == "dnf":
             # The stream or the version lock keeps the branch.
@@ -300,9 +370,10 @@ def _origin(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> tuple[list
     """Keys and repositories of the source, each with whether the host has it already."""
     manager = system["manager"]
     if wanted["source"] == "cuda_repo":
-        architecture = data.ARCHITECTURES[host["os"]["architecture"]]
-        url = data.REPOSITORY.format(folder=system["folder"], architecture=architecture)
-        name, fingerprint = data.KEYS[manager]
+        url = _url(host, system)
+        name, fingerprint = system["key"]
+        if not fingerprint:
+            return [], []
         key_url, suite = url + name, "/"
     elif wanted["source"] == "mirror":
         url, key_url, suite = wanted["mirror_url"], wanted["mirror_key_url"], wanted["mirror_suite"]
@@ -391,7 +462,7 @@ def _locks(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> dict[str, A
 
 def _prerequisites(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
     """Headers for the modules that DKMS builds, now and when a kernel is upgraded."""
-    if wanted["source"] == "distribution" and system["naming"] == "ubuntu":
+    if _is_archive(wanted, system, "Ubuntu"):
         return []
     kernel = str(wanted.get("kernel") or "")
     if not kernel and host["kernel"]["headers"]:
@@ -450,9 +521,7 @@ def _preinstalled(host: Host, wanted: Wanted) -> dict[str, Any]:
     problems = []
     cure = "install or load it as your system does, or choose another nvidia_driver_source."
     if driver["error"]:
-        problems.append(
-            f"nvidia-smi does not work: {' '.join(driver['error'].split())} Wanted a driver that works; {cure}"
-        )
+        problems.append(f"nvidia-smi does not work: {_sentence(driver['error'])} Wanted a driver that works; {cure}")
     elif not driver["loaded_version"]:
         problems.append(f"no driver is loaded, wanted one of branch {wanted['branch']} or newer; {cure}")
     elif int(driver["loaded_version"].split(".")[0]) < int(wanted["branch"]):
@@ -478,6 +547,8 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
         return _empty(host, wanted, problems)
     names = _names(host, wanted, system)
     change, notes = _change(host, wanted, names)
+    if change != "none" and wanted["source"] == "cuda_repo":
+        problems += _repository_problems(host, wanted, system)
     problems += _package_problems(host, wanted, change)
     keys, repositories = _origin(host, wanted, system)
     version = installed_version(host["packages"])
@@ -503,7 +574,9 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
         "pins": [f"nvidia-driver-pinning-{wanted['version'] or wanted['branch']}"]
         if pinned and change != "none"
         else [],
-        "packages": _specs(names + companions, wanted, system["manager"]) if change != "none" else [],
+        "packages": _specs([*names, *companions, *_next_kernel(host, wanted, system)], wanted, system["manager"])
+        if change != "none"
+        else [],
         "holds": holds,
         "missing_holds": [name for name in holds if name not in host["package_state"]["holds"]],
         "files": _files(host, wanted, system),
@@ -522,6 +595,21 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
     return plan
 
 
+def _transaction(simulated: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of packages that would come and go, out of the lines of apt-get -s or the results of dnf."""
+    lines = [line.split() for line in str(simulated.get("stdout") or "").splitlines()]
+    installed = [line[1] for line in lines if line[:1] == ["Inst"] and len(line) > 1]
+    removed = [line[1] for line in lines if line[:1] == ["Remv"] and len(line) > 1]
+    for result in simulated.get("results") or []:
+        verb, _, package = str(result).partition(": ")
+        # NAME-VERSION-RELEASE.ARCHITECTURE
+        name = package.rsplit("-", 2)[0]
+        if verb in ("Installed", "Removed"):
+            (installed if verb == "Installed" else removed).append(name)
+    # dnf counts the old version of what it upgrades as removed.
+    return installed, [name for name in removed if name not in installed]
+
+
 def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     """Why a simulated transaction must not run. SIMULATED is the result of apt or dnf in check mode."""
     wanted = ", ".join(plan["packages"])
@@ -532,7 +620,7 @@ def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) 
         or (simulated.get("changed") is not None and not simulated.get("msg"))
     )
     if simulated.get("failed") or simulated.get("rc") or not done:
-        said = " ".join(str(simulated.get("msg") or simulated.get("stderr") or "unknown").split())
+        said = _sentence(str(simulated.get("msg") or simulated.get("stderr") or "unknown"))
         return [
             (
                 f"the transaction cannot be resolved: {said} Wanted {wanted}. Look at: apt-cache policy"
@@ -540,22 +628,18 @@ def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) 
             )
         ]
     problems = []
-    lines = str(simulated.get("stdout") or "").splitlines()
-    for verb, words in (("Inst", "install"), ("Remv", "remove")):
-        names = [line.split()[1] for line in lines if line.startswith(f"{verb} ")]
-        kernels = [
-            name
-            for name in names
-            if re.match(r"(linux-image|kernel(-core)?)-?\d|linux-(image-)?(generic|amd64|arm64)", name)
-        ]
+    installed, removed = _transaction(simulated)
+    for words, names in (("install", installed), ("remove", removed)):
+        kernels = [name for name in names if _KERNEL.match(name)]
         if kernels:
             problems.append(
                 f"the transaction would {words} {', '.join(kernels)}, wanted the kernel left alone;"
                 " bring kernel and headers to what you want first."
             )
-    removed = [line.split()[1] for line in lines if line.startswith("Remv ")]
     foreign = sorted(
-        name for name in removed if not _FAMILY.match(name) and not name.startswith("nvidia-driver-pinning")
+        name
+        for name in removed
+        if not (_FAMILY.match(name) or _KERNEL.match(name) or name.startswith("nvidia-driver-pinning"))
     )
     if foreign:
         problems.append(

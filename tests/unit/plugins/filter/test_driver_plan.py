@@ -131,6 +131,8 @@ CASES = {
     for distribution, version in KERNELS
     for source in ("cuda_repo", "distribution", "mirror")
 }
+# The system makes no difference to a driver that is not touched.
+CASES["ubuntu-24.04-preinstalled"] = ("Ubuntu", "24.04", "preinstalled")
 
 
 def golden(distribution, version, source):
@@ -142,7 +144,7 @@ def golden(distribution, version, source):
     if distribution == "Debian" and source == "distribution":
         combinations.append((data.DEBIAN_BRANCH[version], "x86_64", "pcie"))
     for branch, arch, hardware in combinations:
-        repositories = [{"enabled": True, "origin": "distribution", "components": ["main", "contrib", "non-free"], "path": "/etc/apt/sources.list",
+        repositories = [{"enabled": True, "origin": "distribution", "components": ["main", *data.DEBIAN_COMPONENTS], "path": "/etc/apt/sources.list",
                          "uris": ["http://deb.debian.org/debian"], "suites": ["stable"], "signed_by": None}]  # fmt: skip
         changes = wanted(branch=branch, **(MIRROR if source == "mirror" else {"source": source}))
         plan = driver_plan(host(distribution, version, arch, hardware, repositories=repositories), changes)
@@ -187,7 +189,11 @@ def test_bare_host_gets_everything_in_order():
     assert plan["change"] == "install" and not plan["current"] and plan["problems"] == []
     assert plan["prerequisites"] == ["linux-headers-6.12.48+deb13-amd64"]
     assert plan["pins"] == ["nvidia-driver-pinning-580"]
-    assert plan["packages"] == ["nvidia-driver-cuda=580.*", "nvidia-kernel-open-dkms=580.*"]
+    assert plan["packages"] == [
+        "nvidia-driver-cuda=580.*",
+        "nvidia-kernel-open-dkms=580.*",
+        "nvidia-persistenced=580.*",
+    ]
     assert plan["missing_holds"] == []
 
 
@@ -242,6 +248,43 @@ def test_pain_12_headers_that_went_missing_come_back_without_a_change_of_the_dri
     assert plan["prerequisites"] == ["linux-headers-6.12.48+deb13-amd64"]
 
 
+@pytest.mark.parametrize(
+    ("system", "branch", "names"),
+    [
+        (
+            ("Ubuntu", "24.04"), "580",
+            (
+                "libnvidia-compute-580 nvidia-compute-utils-580 nvidia-utils-580 nvidia-dkms-580-open"
+                " nvidia-fabricmanager libnvidia-nscq nvlsm libnvsdm"
+            ),
+        ),
+        (
+            ("Ubuntu", "24.04"), "595",
+            "libnvidia-compute nvidia-dkms-open nvidia-persistenced nvidia-fabricmanager libnvidia-nscq nvlsm libnvsdm",
+        ),
+        (
+            ("Debian", "12"), "570",
+            (
+                "nvidia-driver-cuda nvidia-kernel-open-dkms nvidia-persistenced"
+                " nvidia-fabricmanager-570 libnvidia-nscq-570 nvlsm libnvsdm-570"
+            ),
+        ),
+        (
+            ("Rocky", "9.6"), "570",
+            "nvidia-driver-cuda kmod-nvidia-open-dkms nvidia-persistenced nvidia-fabric-manager libnvidia-nscq-570 nvlsm libnvsdm-570",
+        ),
+    ],
+)  # fmt: skip
+def test_pain_6_and_7_names_before_and_after_they_lost_their_branch(system, branch, names):
+    plan = driver_plan(host(*system, hardware="hgx_b200"), wanted(branch=branch))
+    assert [spec.split("=")[0] for spec in plan["packages"]] == names.split()
+
+
+def test_pain_7_imex_of_rpm_carried_its_branch_too():
+    plan = driver_plan(host("Rocky", "9.6", arch="aarch64", hardware="gb200"), wanted(branch="570"))
+    assert "nvidia-imex-570" in plan["packages"]
+
+
 def test_packages_named_after_their_branch_are_left_to_conflicts():
     names = (
         "libnvidia-compute-580",
@@ -276,8 +319,8 @@ def test_pain_6_and_7_fabric_only_where_there_is_one(hardware, manager, imex):
 
 
 def test_pain_7_nvlink5_gets_its_subnet_manager_and_infiniband_modules():
-    plan = driver_plan(host(hardware="hgx_b200"), wanted())
-    assert {"nvlsm", "libnvsdm"} <= set(plan["packages"])
+    plan = driver_plan(host(hardware="hgx_b200"), wanted(version="580.159.04"))
+    assert {"nvlsm", "libnvsdm=580.159.04-*"} <= set(plan["packages"])
     assert any("ib_umad" in item["content"] for item in plan["files"])
 
 
@@ -350,7 +393,159 @@ def test_pain_12_headers_are_of_the_running_kernel_or_of_the_one_asked_for():
 
 def test_pain_19_signed_modules_of_ubuntu_need_no_headers():
     plan = driver_plan(host("Ubuntu", "24.04"), wanted(source="distribution"))
-    assert plan["prerequisites"] == [] and "linux-modules-nvidia-580-server-open-generic=580.*" in plan["packages"]
+    assert plan["prerequisites"] == [] and plan["pins"] == []
+    assert "nvidia-headless-no-dkms-580-server-open=580.*" in plan["packages"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "modules"),
+    [
+        ({}, {}, ["6.8.0-85-generic"]),
+        # A kernel of the hardware enablement stack has the same suffix, so a suffix would bring the modules of another one.
+        ({"running": "7.0.0-43-generic"}, {}, ["7.0.0-43-generic"]),
+        ({"running": "6.8.0-1030-nvidia"}, {}, ["6.8.0-1030-nvidia"]),
+        ({}, {"kernel": "6.8.0-90-generic"}, ["6.8.0-90-generic"]),
+        ({"pending": True, "newest": "6.8.0-90-generic"}, {}, ["6.8.0-85-generic", "6.8.0-90-generic"]),
+        ({"pending": True, "newest": "6.8.0-90-generic"}, {"version": "580.178.04"}, ["6.8.0-85-generic", "6.8.0-90-generic"]),
+    ],
+)  # fmt: skip
+def test_pain_12_and_19_ubuntus_modules_are_of_a_kernel_and_have_its_version(kernel, changes, modules):
+    state = host("Ubuntu", "24.04")
+    state["kernel"].update(kernel)
+    packages = driver_plan(state, wanted(source="distribution", **changes))["packages"]
+    found = [spec for spec in packages if spec.startswith("linux-modules-")]
+    assert found == [f"linux-modules-nvidia-580-server-open-{release}" for release in modules]
+
+
+def test_the_archives_persistence_daemon_of_debian_is_built_apart():
+    archive = {
+        "path": "/etc/apt/sources.list",
+        "enabled": True,
+        "origin": "distribution",
+        "uris": [],
+        "components": data.DEBIAN_COMPONENTS,
+    }
+    plan = driver_plan(
+        host("Debian", "12", repositories=[archive]),
+        wanted(source="distribution", branch="535", version="535.261.03"),
+    )
+    assert plan["problems"] == [] and "nvidia-persistenced" in plan["packages"]
+    assert "nvidia-open-kernel-dkms=535.261.03-*" in plan["packages"]
+
+
+def test_pain_14_persistence_daemon_starts_after_the_module_and_again():
+    (item,) = [item for item in driver_plan(host(), wanted())["files"] if "persistenced" in item["path"]]
+    for line in ("After=systemd-modules-load.service", "Restart=on-failure"):
+        assert line in item["content"].splitlines()
+    assert item["effect"] == "daemon_reload"
+    plan = driver_plan(host(), wanted(persistence=False))
+    assert not [item for item in plan["files"] if "persistenced" in item["path"]]
+    assert not [spec for spec in plan["packages"] if "persistenced" in spec]
+    assert not [item for item in plan["services"] if item["needed"]]
+
+
+@pytest.mark.parametrize(
+    ("system", "key", "fingerprint"),
+    [
+        (("Debian", "12"), "3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC"),
+        (("Debian", "13"), "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
+        (("Ubuntu", "24.04"), "3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC"),
+        (("Ubuntu", "26.04"), "60DF8A40.pub", "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40"),
+        (("Rocky", "9.6"), "D42D0685.pub", "610C7B14E068A878070DA4E99CD0A493D42D0685"),
+    ],
+)
+def test_pain_8_every_repository_of_nvidia_has_the_key_of_its_system(system, key, fingerprint):
+    (found,) = driver_plan(host(*system), wanted(branch="595"))["keys"]
+    assert found["url"].endswith(f"/x86_64/{key}") and found["fingerprints"] == [fingerprint]
+
+
+def test_pain_8_fingerprints_end_in_the_name_of_their_file():
+    for system in data.SYSTEMS.values():
+        name, fingerprint = system["key"]
+        assert fingerprint == "" or (len(fingerprint) == 40 and fingerprint.endswith(name.split(".")[0].upper()))
+
+
+def test_pain_8_a_key_that_nobody_could_tell_is_the_operators_to_tell():
+    plan = driver_plan(host("Rocky", "10.1"), wanted())
+    assert plan["keys"] == [] and plan["repositories"] == []
+    told = plan["problems"][0]
+    url = "https://developer.download.nvidia.com/compute/cuda/repos/rhel10/x86_64/"
+    assert f"{url}CDF6BA43.pub" in told and "gpg --show-keys" in told
+    cure = {**MIRROR, "mirror_url": url, "mirror_key_url": f"{url}CDF6BA43.pub"}
+    plan = driver_plan(host("Rocky", "10.1"), wanted(**cure))
+    assert plan["problems"] == [] and plan["repositories"][0]["baseurl"] == url
+
+
+UBUNTU_SUFFIXED = [name.format(branch=580) for name in data.COMPUTE["ubuntu_suffixed"]["open"]]
+# All but the modules; the headless package brings the library.
+UBUNTU_ARCHIVE = [
+    "libnvidia-compute-580-server",
+    *(name.format(branch=580) for name in data.COMPUTE["ubuntu_archive"]["open"] if "{kernel}" not in name),
+]
+
+
+def test_what_a_repository_lacks_matters_only_where_something_comes_from_it():
+    state = done("Ubuntu", "26.04", "mirror", UBUNTU_SUFFIXED, "580.159.04-1ubuntu1")
+    assert driver_plan(state, wanted())["problems"] == []
+    state = done("Rocky", "10.1", "mirror", data.COMPUTE["el"]["open"], "3:580.159.04-1.el10")
+    assert driver_plan(state, wanted())["problems"] == []
+
+
+def done(distribution, version, source, names, package):
+    """A host of another kind where nothing is left to do."""
+    state = host(distribution, version, packages=dict.fromkeys(names, package))
+    if source == "distribution":
+        modules = f"linux-modules-nvidia-580-server-open-{KERNELS[distribution, version]}"
+        state["packages"][modules] = "6.8.0-85.85"
+    state["package_state"]["holds"] = list(names)
+    state["kernel"]["headers"] = True
+    state["driver"].update(
+        loaded_version="580.159.04",
+        module_version="580.159.04",
+        error=None,
+        units={"nvidia-persistenced.service": {"exists": True, "active": True, "enabled": True}},
+    )
+    plan = driver_plan(state, wanted(**(MIRROR if source == "mirror" else {"source": source})))
+    state["files"] = {item["path"]: hashlib.sha256(item["content"].encode()).hexdigest() for item in plan["files"]}
+    for repository in plan["repositories"]:
+        path = f"/etc/yum.repos.d/{repository['name']}.repo"
+        if repository["package_manager"] == "apt":
+            path = f"/etc/apt/sources.list.d/{repository['name']}.sources"
+        uris = repository.get("uris") or [repository["baseurl"]]
+        state["repositories"].append({**repository, "uris": uris, "path": path, "enabled": True})
+    state["keys"] = {key["path"]: key["fingerprints"] for key in plan["keys"] if key["path"]}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version", "source", "names", "package"),
+    [
+        ("Rocky", "9.6", "cuda_repo", data.COMPUTE["el"]["open"], "3:580.159.04-1.el9"),
+        (
+            "Ubuntu", "24.04", "cuda_repo",
+            UBUNTU_SUFFIXED, "580.159.04-1ubuntu1",
+        ),
+        (
+            "Ubuntu", "24.04", "distribution",
+            UBUNTU_ARCHIVE, "580.159.04-0ubuntu0.24.04.1",
+        ),
+    ],
+)  # fmt: skip
+def test_other_hosts_where_all_is_done_need_nothing(distribution, version, source, names, package):
+    plan = driver_plan(done(distribution, version, source, names, package), wanted(source=source))
+    assert plan["current"] and plan["change"] == "none" and plan["installed_version"] == "580.159.04"
+    for key in ("problems", "notes", "prerequisites", "pins", "packages", "missing_holds"):
+        assert plan[key] == []
+    assert all(item["current"] for item in plan["keys"] + plan["repositories"] + plan["services"])
+
+
+def test_modules_of_ubuntu_that_a_new_kernel_lacks_are_brought():
+    state = done("Ubuntu", "24.04", "distribution", UBUNTU_ARCHIVE, "580.159.04-0ubuntu0.24.04.1")
+    state["kernel"]["running"] = "6.8.0-90-generic"
+    plan = driver_plan(state, wanted(source="distribution"))
+    assert plan["change"] == "switch" and plan["notes"] == [
+        "missing: linux-modules-nvidia-580-server-open-6.8.0-90-generic"
+    ]
 
 
 V100 = [
@@ -386,7 +581,11 @@ V100 = [
         (host(hardware__gpus=V100), {}, ["Volta", "proprietary", "580"]),
         (host(hardware__gpus=V100), {"branch": "595", "flavour": "proprietary"}, ["595", "Volta", "580"]),
         (host(), {"source": "distribution"}, ["Debian 13 carries branch 550", "cuda_repo"]),
-        (host(), {"source": "distribution", "branch": "550"}, ["contrib and non-free", "debian.sources"]),
+        (host(), {"source": "distribution", "branch": "550"}, ["contrib, non-free, non-free-firmware", "debian.sources"]),
+        (host(hardware="hgx_h200"), {"source": "distribution", "branch": "550"}, ["Debian 13 has no nvidia-fabricmanager-550", "cuda_repo"]),
+        (host("Ubuntu", "24.04", hardware="hgx_b200"), {"source": "distribution"}, ["Ubuntu 24.04 has no nvlsm, libnvsdm-580", "cuda_repo"]),
+        (host("Ubuntu", "26.04"), {}, ["580", "NVIDIA's repository for Ubuntu 26.04 begins with 595", "distribution"]),
+        (host(), {"branch": "570"}, ["570", "Debian 13 begins with 580", "mirror"]),
         (host("Rocky", "9.6"), {"source": "distribution"}, ["Enterprise Linux", "cuda_repo"]),
         (host(package_state__interrupted=True, package_state__incomplete=["libcuda1", "grub-pc"]), {}, ["libcuda1, grub-pc", "dpkg --configure -a"]),
         (with_driver(package_state__interrupted=True), {}, ["unknown packages", "dpkg --configure -a"]),
@@ -417,7 +616,10 @@ def test_all_problems_at_once():
         ({"loaded_version": "595.71.05", "error": None}, None),
         ({"loaded_version": "570.86.15", "error": None}, "570.86.15 is loaded, wanted branch 580"),
         ({"loaded_version": None, "error": None}, "no driver is loaded"),
-        ({"loaded_version": None, "error": "nvidia-smi is not installed"}, "nvidia-smi is not installed"),
+        (
+            {"loaded_version": None, "error": "nvidia-smi is not installed"},
+            "nvidia-smi is not installed. Wanted a driver",
+        ),
     ],
 )
 def test_preinstalled_is_only_looked_at(driver, told):
@@ -460,6 +662,16 @@ Conf nvidia-driver-cuda (580.159.04-1 NVIDIA [amd64])
 """
 
 
+# Of an upgrade, dnf tells both versions; the first has an epoch.
+DNF = [
+    "Installed: nvidia-driver-cuda-3:580.159.04-1.el9.x86_64",
+    "Installed: dkms-3.2.1-1.el9.noarch",
+    "Removed: nvidia-driver-cuda-3:580.126.20-1.el9.x86_64",
+    "Removed: dkms-3.2.0-1.el9.noarch",
+    "Removed: kmod-nvidia-latest-dkms-3:580.126.20-1.el9.x86_64",
+]
+
+
 @pytest.mark.parametrize(
     ("result", "told"),
     [
@@ -471,7 +683,14 @@ Conf nvidia-driver-cuda (580.159.04-1 NVIDIA [amd64])
         ({"failed": True, "msg": "E: Unable to correct problems,\nyou have held broken packages."}, "you have held broken packages"),
         ({"failed": True, "msg": "no available installation candidate for nvidia-driver-cuda=999.*"}, "999.*"),
         ({"failed": False, "changed": False, "msg": "no available installation candidate for libcuda1=595.*"}, "candidate for libcuda1=595.*"),
-        ({"changed": True, "results": ["Installed: nvidia-driver-cuda"], "msg": "Check mode: No changes made"}, None),
+        ({"stdout": SIMULATED + "Inst linux-image-unsigned-6.8.0-90-generic (6.8.0-90.91 Ubuntu)\n"}, "would install linux-image-unsigned"),
+        ({"stdout": SIMULATED + "Inst linux-generic-hwe-24.04 (7.0.0-43 Ubuntu)\n"}, "would install linux-generic-hwe-24.04"),
+        ({"stdout": SIMULATED + "Inst linux-headers-6.12.48+deb13-amd64 (6.12.48-1 Debian)\n"}, None),
+        ({"changed": True, "results": DNF, "msg": "Check mode: No changes made"}, None),
+        ({"changed": True, "results": [*DNF, "Installed: kernel-core-6.12.0-130.el10.x86_64"]}, "would install kernel-core"),
+        ({"changed": True, "results": [*DNF, "Installed: kernel-devel-5.14.0-570.el9.x86_64"]}, None),
+        ({"changed": True, "results": [*DNF, "Removed: kernel-5.14.0-570.el9.x86_64"]}, "would remove kernel,"),
+        ({"changed": True, "results": [*DNF, "Removed: site-monitoring-1.0-1.noarch"]}, "would remove site-monitoring"),
         ({"changed": False}, None),
     ],
 )  # fmt: skip
