@@ -163,7 +163,8 @@ class Lab:
             add(tar, "lab-init", (HERE / "images/host/lab-init").read_bytes(), 0o755)
             add_tree(tar, HERE / "images/vendor", "vendor")
             add_tree(tar, HERE / "packages", "packages")
-        return self.image("vendor", buffer.getvalue(), {"BASE": self.base("trixie")})
+        kernel = self.docker.info()["KernelVersion"]
+        return self.image("vendor", buffer.getvalue(), {"BASE": self.base("trixie"), "KERNEL": kernel})
 
     # -- hosts -------------------------------------------------------------------------------------------------
 
@@ -280,13 +281,14 @@ class Lab:
     def host(self, name: str, vendor: Container) -> Container:
         """Starts one bare GPU host; an existing one is left as it is."""
         current = self.container(f"{PREFIX}-{self.name}-{name}")
-        made_for = f"{vendor.image.id} {self.state}"
+        image = self.host_image()
+        made_for = f"{vendor.image.id} {image} {self.state}"
         if current is not None and current.labels.get("made-for") == made_for:
             if current.status != "running":
                 current.start()
             return current
         if current is not None:
-            # Made by another checkout, or trusting another vendor.
+            # Made by another checkout or from another image, or trusting another vendor.
             current.remove(force=True, v=True)
         address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
         self.state.mkdir(parents=True, exist_ok=True)
@@ -307,7 +309,7 @@ class Lab:
             add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
         container = self.start(
             f"{PREFIX}-{self.name}-{name}",
-            self.host_image(),
+            image,
             name,
             ["22/tcp", "8000/tcp", "8001/tcp"],
             [name],
