@@ -43,7 +43,8 @@ _value:
     - C(change), V(none), V(install), V(upgrade), V(downgrade) or V(switch); C(installed_version).
     - C(keys), C(repositories), C(retired) (files and packages that would fight with them), C(module_stream), C(versionlock),
       C(interrupted) (an installation of the driver was cut off, the package manager must finish it first), C(prerequisites), C(pins)
-      and C(packages), in the order they are used; C(packages) are one transaction.
+      and C(packages), in the order they are used; C(packages) are one transaction. C(build), whether DKMS must build modules that
+      are missing while their packages are there.
     - C(holds) and, of these, C(missing_holds); C(files) with path, content and whether they differ (C(changed)); C(services).
     - C(reboot_reason), a sentence or V(null); C(current), whether nothing at all is to be done.
   type: dict

@@ -471,9 +471,29 @@ def _prerequisites(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> lis
     return [f"linux-headers-{kernel}" if system["manager"] == "apt" else f"kernel-devel-{kernel}"]
 
 
-def reboot_reason(host: Host) -> str | None:
+def _other_kernel(host: Host, wanted: Wanted) -> str | None:
+    """The kernel that modules are built for, when it is not the one that runs."""
+    kernel = str(wanted.get("kernel") or "")
+    return kernel if kernel and kernel != host["kernel"]["running"] else None
+
+
+def _unbuilt(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> bool:
+    """Whether the packages are there and the modules that DKMS makes of them are not: the next boot had no driver."""
+    return (
+        not _is_archive(wanted, system, "Ubuntu")
+        and "dkms" in host["packages"]
+        and installed_version(host["packages"]) is not None
+        and host["driver"]["module_version"] is None
+        and _other_kernel(host, wanted) is None
+    )
+
+
+def reboot_reason(host: Host, wanted: Wanted) -> str | None:
     """Why only a reboot brings the installed driver into the kernel, None when nothing of that kind is seen."""
     driver = host["driver"]
+    other = _other_kernel(host, wanted)
+    if other and installed_version(host["packages"]) and driver["loaded_version"] is None:
+        return f"the driver is built for kernel {other}, {host['kernel']['running']} runs; see that {other} is the one that boots."
     if driver["nouveau"]["bound"]:
         return f"nouveau drives {', '.join(driver['nouveau']['bound'])}, wanted nvidia; it is kept out from the next boot on."
     if not driver["module_version"] or not host["hardware"]["gpus"]:
@@ -507,6 +527,7 @@ def _empty(host: Host, wanted: Wanted, problems: list[str]) -> dict[str, Any]:
         "prerequisites": [],
         "pins": [],
         "packages": [],
+        "build": False,
         "holds": [],
         "missing_holds": [],
         "files": [],
@@ -581,12 +602,14 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
         "missing_holds": [name for name in holds if name not in host["package_state"]["holds"]],
         "files": _files(host, wanted, system),
         "services": _services(host, wanted),
-        "reboot_reason": reboot_reason(host),
+        "build": change == "none" and _unbuilt(host, wanted, system),
+        "reboot_reason": reboot_reason(host, wanted),
     }
     plan["current"] = (
         not problems
         and change == "none"
         and not plan["prerequisites"]
+        and not plan["build"]
         and plan["reboot_reason"] is None
         and not plan["missing_holds"]
         and not any(item["changed"] for item in plan["files"])

@@ -16,6 +16,8 @@ FABRIC = ("nvidia-imex.service", "nvidia-fabricmanager.service")
 PERSISTENCE = ("nvidia-persistenced.service",)
 #: Writes the CDI specification anew; containers that start before it did get the old libraries.
 CDI_REFRESH = "nvidia-cdi-refresh.service"
+#: Runs the former, and with it nvidia-smi, which loads modules, whenever DKMS has built some.
+CDI_WATCH = "nvidia-cdi-refresh.path"
 _FAMILY = re.compile(r"nvidia(_\w+)?$|gdrdrv$")
 
 
@@ -38,7 +40,8 @@ def stop_order(units: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Units by name, as ``systemctl show`` tells them, to those that run and must stop, in order."""
     running = [name for name, unit in units.items() if unit.get("ActiveState") in ("active", "activating", "reloading")]
     services = sorted(name for name in running if name.startswith("nim-"))
-    return services + [name for name in TELEMETRY + FABRIC + PERSISTENCE if name in running]
+    watch = [CDI_WATCH] if CDI_WATCH in running else []
+    return watch + services + [name for name in TELEMETRY + FABRIC + PERSISTENCE if name in running]
 
 
 def start_order(stopped: Iterable[str], refresh: bool) -> list[str]:

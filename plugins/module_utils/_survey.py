@@ -153,7 +153,9 @@ class Survey:
     def driver(self, hardware: Mapping[str, Any], units: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         """The driver in the kernel and on disk, what competes with it, and the services around it."""
         loaded = self.text("proc", "driver/nvidia/version")
-        module = _system.parse_modinfo(self.run("modinfo", "nvidia")[1])
+        names = (name for name in names_in(self.path("etc", "modprobe.d")) if name.endswith(".conf"))
+        name = _system.module_name("\n".join(self.text("etc", "modprobe.d", name) for name in names))
+        module = _system.parse_modinfo(self.run("modinfo", name)[1])
         return {
             "loaded_version": _host.parse_driver_version(loaded),
             "flavour": _system.flavour(loaded, module.get("license")),

@@ -297,6 +297,12 @@ def parse_modinfo(text: str) -> dict[str, str]:
     return values
 
 
+def module_name(modprobe_configuration: str) -> str:
+    """Name of the file that ``modprobe nvidia`` loads; Debian calls it by the driver's series and lets modprobe know."""
+    match = re.search(r"^install\s+nvidia\s+modprobe\s.*?-i\s+(\S+)", modprobe_configuration, re.MULTILINE)
+    return match.group(1) if match else "nvidia"
+
+
 def flavour(loaded: str, license_on_disk: str | None) -> str | None:
     """``open`` or ``proprietary``, by /proc/driver/nvidia/version, else by the licence of the module on disk."""
     if "NVRM version" in loaded:

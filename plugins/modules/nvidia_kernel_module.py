@@ -157,7 +157,7 @@ class Swap:
         """State of every unit that may hold a GPU."""
         names = sorted(os.path.basename(path) for path in glob.glob(f"{UNIT_FILES}/nim-*.service"))
         names += [*_kernel_module.TELEMETRY, *_kernel_module.FABRIC, *_kernel_module.PERSISTENCE]
-        names.append(_kernel_module.CDI_REFRESH)
+        names += [_kernel_module.CDI_REFRESH, _kernel_module.CDI_WATCH]
         shown = self.run("systemctl", "show", "--property", "Id,LoadState,ActiveState", *names)[1]
         return _host.parse_systemctl_show(shown)
 
@@ -205,6 +205,14 @@ class Swap:
             **self.result,
         )
 
+    def remove_modules(self) -> str:
+        """Takes the driver out of the kernel; returns what stands in the way, else an empty text."""
+        code, out, err = self.run("modprobe", "-r", *self.modules())
+        if code and "not found" in out + err and self.modules():
+            # Its files are gone from the disk already; rmmod needs none.
+            code, out, err = self.run("rmmod", *self.modules())
+        return (err or out).strip() if code and self.modules() else ""
+
     def unload(self) -> dict[str, Any]:
         """Makes room for another driver."""
         if not self.modules():
@@ -225,9 +233,9 @@ class Swap:
                 f"The GPUs are held by {_kernel_module.describe_holders(holders)}, wanted nobody while the driver changes;"
                 " the driver was not touched. Stop these processes, then run the play again."
             )
-        code, out, err = self.run("modprobe", "-r", *self.modules())
-        if code and self.modules():
-            self.result["error"] = (err or out).strip()
+        error = self.remove_modules()
+        if error:
+            self.result["error"] = error
             if self.module.params["restore"]:
                 self.give_up(
                     f"The loaded driver {self.loaded_version()} does not unload: {self.result['error']}"

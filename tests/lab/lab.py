@@ -9,7 +9,7 @@
     lab.py keys KEY [KEY...]        which keys the registry and the weights server accept
 
 One vendor host (registry, packages, weights) serves every lab; each lab has GPU hosts of its own, reached by ssh with
-.lab/NAME/ssh_config. Images are tagged by the hash of what they are made from, so nothing is built twice.
+.lab/NAME/ssh_config. A host whose name begins with vm is a virtual machine of the same content. Images are tagged by the hash of what they are made from, so nothing is built twice.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from typing import Any
 import docker
 from docker.models.containers import Container
 from docker.models.networks import Network
+from machine import Machine
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -55,6 +56,8 @@ IMAGES = (
     (NIM, "2.0.5", "llm", "reference"),
     (NIM, "2.0.5-vllm", "llm", "vllm"),
 )
+#: What a host serves.
+PORTS = ("22", "8000", "8001")
 #: Label that every stage of the stand-in's build carries.
 STAND_IN = "org.opencontainers.image.title=NIM stand-in of the baremetal.nim lab"
 #: systemd and a Docker engine inside a container, without --privileged.
@@ -278,6 +281,76 @@ class Lab:
         current.reload()
         return current
 
+    def site_files(self, name: str, vendor: Container, more: dict[str, str] | None = None) -> bytes:
+        """What a site lays out before any playbook, as a tar archive over the root: ways in, its CA, its name server."""
+        address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+        self.state.mkdir(parents=True, exist_ok=True)
+        client_key, host_key = self.state / "id_ed25519", self.state / f"host_{name}"
+        for key in (client_key, host_key):
+            if not key.exists():
+                subprocess.run(
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key.name, "-f", str(key)], check=True
+                )
+        authority = self.execute(vendor, "cat", "/etc/lab/ca.crt")
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            add(tar, "etc/ssh/ssh_host_ed25519_key", host_key.read_bytes(), 0o600)
+            add(tar, "etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_bytes())
+            add(tar, "home/ops/.ssh/authorized_keys", client_key.with_suffix(".pub").read_bytes(), 0o600, uid=1000)
+            add(tar, "opt/lab-driver/gpus", GPUS.get(name, "h200.xml"))
+            add(tar, "usr/local/share/ca-certificates/lab.crt", authority)
+            # Of containers on the host.
+            add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
+            for path, text in (more or {}).items():
+                add(tar, path, text)
+        return buffer.getvalue()
+
+    def machine(self, name: str, vendor: Container) -> dict[str, int]:
+        """Starts one bare GPU host as a virtual machine, unless it runs; returns its ports on loopback."""
+        machine, record = Machine(name, self.state), self.state / f"{name}.json"
+        disk = self.machine_disk()
+        made_for = f"{vendor.image.id} {disk}"
+        if machine.pid() is not None:
+            running: dict[str, Any] = json.loads(record.read_text())
+            if running["made_for"] == made_for:
+                return dict(running["ports"])
+            machine.stop()
+        address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+        files = {
+            "etc/hostname": f"{name}\n",
+            "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n{address} nvcr.lab apt.lab ngc.lab\n",
+            # The name server that qemu gives to its machines.
+            "etc/resolv.conf": "nameserver 10.0.2.3\n",
+        }
+        ports = {port: free_port() for port in PORTS}
+        archive = self.site_files(name, vendor, files)
+        record.write_text(json.dumps({"made_for": made_for, "ports": ports}))
+        say(f"booting {name}")
+        machine.start(disk, archive, ports)
+        return ports
+
+    def machine_disk(self) -> pathlib.Path:
+        """Folder of the bare GPU server's disk, kernel and initramfs."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            add_tree(tar, HERE / "images/machine")
+        image = self.image("machine", buffer.getvalue(), {"HOST": self.host_image()})
+        folder = STATE / "disks" / image.split(":")[1]
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+            say("writing the disk of the virtual machine")
+            self.docker.containers.run(
+                image,
+                entrypoint=["/usr/sbin/lab-disk"],
+                cap_add=["SYS_ADMIN"],
+                security_opt=["apparmor=unconfined", "seccomp=unconfined"],
+                volumes={str(folder): {"bind": "/out", "mode": "rw"}},
+                remove=True,
+            )
+            (folder / "complete").touch()
+        return folder
+
     def host(self, name: str, vendor: Container) -> Container:
         """Starts one bare GPU host; an existing one is left as it is."""
         current = self.container(f"{PREFIX}-{self.name}-{name}")
@@ -290,30 +363,13 @@ class Lab:
         if current is not None:
             # Made by another checkout or from another image, or trusting another vendor.
             current.remove(force=True, v=True)
-        address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
-        self.state.mkdir(parents=True, exist_ok=True)
-        client_key, host_key = self.state / "id_ed25519", self.state / f"host_{name}"
-        for key in (client_key, host_key):
-            if not key.exists():
-                subprocess.run(
-                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", key.name, "-f", str(key)], check=True
-                )
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            add(tar, "etc/ssh/ssh_host_ed25519_key", host_key.read_bytes(), 0o600)
-            add(tar, "etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_bytes())
-            add(tar, "home/ops/.ssh/authorized_keys", client_key.with_suffix(".pub").read_bytes(), 0o600, uid=1000)
-            add(tar, "opt/lab-driver/gpus", GPUS.get(name, "h200.xml"))
-            # What a site lays out before any playbook: its own CA, and its name server for containers.
-            add(tar, "usr/local/share/ca-certificates/lab.crt", self.execute(vendor, "cat", "/etc/lab/ca.crt"))
-            add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
         container = self.start(
             f"{PREFIX}-{self.name}-{name}",
             image,
             name,
-            ["22/tcp", "8000/tcp", "8001/tcp"],
+            [f"{port}/tcp" for port in PORTS],
             [name],
-            buffer.getvalue(),
+            self.site_files(name, vendor),
             made_for,
         )
         self.wait(container, "systemctl", "is-active", "--quiet", "ssh")
@@ -321,15 +377,10 @@ class Lab:
         self.execute(container, "update-ca-certificates")
         return container
 
-    def write_state(self, hosts: dict[str, Container], vendor: Container) -> None:
+    def write_state(self, ports: dict[str, dict[str, int]], vendor: Container) -> None:
         """Writes what inventories need to .lab/NAME: ssh_config, known_hosts, ports.json, fingerprint of the package key."""
-        blocks, known, ports = [], [], {}
-        for name, container in hosts.items():
-            container.reload()
-            ports[name] = {
-                key.split("/")[0]: int(bindings[0]["HostPort"])
-                for key, bindings in container.attrs["HostConfig"]["PortBindings"].items()
-            }
+        blocks, known = [], []
+        for name in ports:
             blocks.append(
                 f"Host {name} {name}.{self.name}\n  HostName 127.0.0.1\n  HostKeyAlias {name}\n  Port {ports[name]['22']}\n  User ops\n"
                 f'  IdentityFile "{self.state}/id_ed25519"\n  IdentitiesOnly yes\n'
@@ -384,9 +435,37 @@ class Lab:
         vendor = self.vendor()
         self.host_image()
         self.publish(vendor, engines)
-        started = {name: self.host(name, vendor) for name in hosts}
-        self.write_state(started, vendor)
-        say(f"lab {self.name} is up: {', '.join(started)}")
+        ports = {}
+        for name in hosts:
+            if name.startswith("vm"):
+                ports[name] = self.machine(name, vendor)
+            else:
+                ports[name] = published(self.host(name, vendor))
+        self.write_state(ports, vendor)
+        for name in hosts:
+            self.wait_for_login(name)
+        say(f"lab {self.name} is up: {', '.join(ports)}")
+
+    def wait_for_login(self, name: str, seconds: float = 300) -> None:
+        """Waits until a host lets its operator in."""
+        command = [
+            "ssh",
+            "-F",
+            str(self.state / "ssh_config"),
+            "-o",
+            "ConnectTimeout=5",
+            "-o",
+            "BatchMode=yes",
+            name,
+            "true",
+        ]
+        deadline = time.monotonic() + seconds
+        while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
+            if time.monotonic() > deadline:
+                console = Machine(name, self.state).console
+                last = console.read_text(errors="replace")[-2000:] if console.exists() else ""
+                sys.exit(f"lab: {name} does not let anybody in after {seconds} s: {done.stderr.strip()}\n{last}")
+            time.sleep(0.5)
 
     def down(self, everything: bool) -> None:
         """Removes this lab's hosts, or all that any lab left: containers, network, volume, images."""
@@ -396,6 +475,8 @@ class Lab:
                 container.remove(force=True, v=True)
         # The files beside the labs' folders tell which engine is ours to stop.
         for folder in STATE.glob("*/") if everything else [self.state]:
+            for process in folder.glob("vm*.pid"):
+                Machine(process.stem, folder).stop()
             shutil.rmtree(folder, ignore_errors=True)
         if everything:
             for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
@@ -410,6 +491,13 @@ class Lab:
                         self.docker.images.remove(tag, force=True)
             # Stages that a build passed through on its way to another one.
             self.docker.images.prune(filters={"dangling": True, "label": STAND_IN})
+
+
+def published(container: Container) -> dict[str, int]:
+    """The ports of a container that are reached on loopback."""
+    container.reload()
+    bindings = container.attrs["HostConfig"]["PortBindings"]
+    return {port.split("/")[0]: int(places[0]["HostPort"]) for port, places in bindings.items()}
 
 
 def free_port() -> int:

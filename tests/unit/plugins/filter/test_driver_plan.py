@@ -645,12 +645,40 @@ def test_preinstalled_is_only_looked_at(driver, told):
 def test_pain_17_reboot_only_when_nothing_else_helps(driver, told):
     state = with_driver()
     state["driver"].update(driver)
-    reason = reboot_reason(state)
+    reason = reboot_reason(state, wanted())
     assert reason is None if told is None else told in reason
 
 
 def test_no_reboot_for_a_host_without_a_gpu():
-    assert reboot_reason(host(hardware__gpus=[], driver__module_version="580.159.04")) is None
+    assert reboot_reason(host(hardware__gpus=[], driver__module_version="580.159.04"), wanted()) is None
+
+
+def test_driver_built_for_another_kernel_waits_for_that_kernel():
+    """Pain 11: an image, or the kernel of the next boot."""
+    state = with_driver()
+    state["driver"].update(loaded_version=None, module_version=None)
+    plan = driver_plan(state, wanted(kernel="6.8.0-99-generic"))
+    assert f"built for kernel 6.8.0-99-generic, {KERNELS['Debian', '13']} runs" in plan["reboot_reason"]
+    assert not plan["build"]
+    # Before there is a driver, there is nothing to reboot for.
+    assert driver_plan(host(), wanted(kernel="6.8.0-99-generic"))["reboot_reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("packages", "module", "builds"),
+    [
+        ({"dkms": "3.0.11-1ubuntu13"}, None, True),
+        ({"dkms": "3.0.11-1ubuntu13"}, "580.159.04", False),
+        ({}, None, False),
+    ],
+    ids=["module gone", "module there", "modules are packages"],
+)
+def test_pain_11_modules_that_are_gone_are_built_again(packages, module, builds):
+    state = with_driver()
+    state["packages"].update(packages)
+    state["driver"]["module_version"] = module
+    plan = driver_plan(state, wanted())
+    assert (plan["change"], plan["build"], plan["current"]) == ("none", builds, not builds)
 
 
 SIMULATED = """\

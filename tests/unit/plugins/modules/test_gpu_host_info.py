@@ -513,6 +513,15 @@ def test_driver_that_was_upgraded_under_the_loaded_one(call, deployed):
     }
 
 
+def test_module_that_debian_calls_by_another_name(call, machine):
+    machine.write(
+        "/etc/modprobe.d/nvidia.conf", "# Debian\ninstall nvidia modprobe -i nvidia-current-open $CMDLINE_OPTS\n"
+    )
+    machine.command("modinfo", nvidia_current_open=MODINFO)
+    driver = call()["driver"]
+    assert (driver["module_version"], driver["flavour"]) == ("580.159.04", "open")
+
+
 @pytest.mark.parametrize(
     ("license", "flavour"), [("Dual MIT/GPL", "open"), ("NVIDIA", "proprietary"), (None, None)], ids=str
 )

@@ -19,7 +19,7 @@ SYSTEMCTL = """\
 #!{python}
 import pathlib, sys
 home = pathlib.Path({home!r})
-verb, names = sys.argv[1], [name for name in sys.argv[2:] if name.endswith('.service')]
+verb, names = sys.argv[1], [name for name in sys.argv[2:] if not name.startswith('-') and '.' in name]
 if verb == 'show':
     blocks = []
     for name in names:
@@ -43,6 +43,8 @@ with open(home / 'calls', 'a') as calls:
 if (home / 'stuck').exists():
     sys.exit('modprobe: FATAL: Module nvidia_drm is in use.')
 modules, version = home / 'sys/module', home / 'proc/driver/nvidia/version'
+if sys.argv[1] == '-r' and not (home / 'disk').exists():
+    sys.exit(f'modprobe: FATAL: Module {{sys.argv[2]}} not found.')
 if sys.argv[1] == '-r':
     shutil.rmtree(modules)
     version.unlink()
@@ -52,6 +54,15 @@ else:
     (modules / sys.argv[1] / 'holders').mkdir(parents=True)
     (modules / sys.argv[1] / 'initstate').write_text('live')
     version.write_text('NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  ' + (home / 'disk').read_text() + '  Release\\n')
+"""
+RMMOD = """\
+#!{python}
+import pathlib, shutil, sys
+home = pathlib.Path({home!r})
+with open(home / 'calls', 'a') as calls:
+    calls.write('rmmod ' + ' '.join(sys.argv[1:]) + '\\n')
+shutil.rmtree(home / 'sys/module')
+(home / 'proc/driver/nvidia/version').unlink()
 """
 SERVICES = ("nim-llama.service", "nvidia-persistenced.service", "nvidia-dcgm.service", "nvidia-cdi-refresh.service")
 
@@ -63,7 +74,7 @@ class Host:
         self.home = home
         for folder in ("bin", "units", "refuses", "proc/driver/nvidia", "etc", "run"):
             (home / folder).mkdir(parents=True)
-        for name, text in {"systemctl": SYSTEMCTL, "modprobe": MODPROBE}.items():
+        for name, text in {"systemctl": SYSTEMCTL, "modprobe": MODPROBE, "rmmod": RMMOD}.items():
             path = home / "bin" / name
             path.write_text(text.format(python=sys.executable, home=str(home)))
             path.chmod(0o755)
@@ -128,6 +139,20 @@ def test_pain_14_users_stop_in_order_then_the_module_goes(host, run):
         "stop nvidia-persistenced.service",
         "modprobe -r nvidia_uvm nvidia",
     ]
+
+
+def test_module_whose_file_is_gone_goes_as_well(host, run):
+    (host.home / "disk").unlink()
+    result = run("unloaded")
+    assert result["unloaded"] and result["error"] is None
+    assert host.calls[-2:] == ["modprobe -r nvidia_uvm nvidia", "rmmod nvidia_uvm nvidia"]
+
+
+def test_what_runs_nvidia_smi_by_itself_stops_first_and_comes_back_last(host, run):
+    """It would load modules in the middle of the exchange."""
+    (host.home / "units/nvidia-cdi-refresh.path").write_text("active")
+    assert run("unloaded")["stopped"][0] == "nvidia-cdi-refresh.path"
+    assert run("loaded")["started"][-1] == "nvidia-cdi-refresh.path"
 
 
 def test_load_starts_in_reverse_with_a_fresh_specification_before_the_service(host, run):

@@ -1,0 +1,85 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Debian's own driver package, compiled for real. The tests go on from each other, in this order."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from conftest import NAME, ROOT, play_environment
+
+HERE = pathlib.Path(__file__).resolve().parents[1]
+VERSION = "550.163.01"
+#: The kernels of Debian 13 of today took in a change that its driver 550.163.01 does not know (pci_resize_resource has a
+#: parameter more); those of Debian 12's backports have not.
+ARCHIVES = """\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: trixie
+Components: main contrib non-free non-free-firmware
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: bookworm bookworm-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+
+
+def driver(kernel):
+    """Runs the play for a kernel; the caller looks at the exit status."""
+    extra = json.dumps({"lab_name": NAME, "nvidia_driver_kernel": kernel})
+    command = [
+        ROOT / ".venv/bin/ansible-playbook",
+        "-i",
+        ROOT / "inventories/lab",
+        HERE / "driver.yml",
+        "--limit",
+        "gpu01",
+        "-e",
+        extra,
+    ]
+    return subprocess.run([str(word) for word in command], cwd=ROOT, env=play_environment(), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kernels(host):
+    """Kernels that the archives have headers for: the newest of Debian 12's backports that is a 6.12, and the newest of Debian 13."""
+    host.check_output("rm -f /etc/apt/sources.list")
+    host.check_output("printf '%%s' %s > /etc/apt/sources.list.d/debian.sources", ARCHIVES)
+    host.check_output("apt-get update -qq")
+    names = host.check_output(
+        "apt-cache search --names-only '^linux-headers-6[.]12[.0-9]*[+]deb1[23]-cloud-amd64$'"
+    ).splitlines()
+    found = [name.split()[0].removeprefix("linux-headers-") for name in names]
+    return {
+        release: max((k for k in found if release in k), key=lambda k: [int(n) for n in k.split("+")[0].split(".")])
+        for release in ("deb12", "deb13")
+    }
+
+
+def test_module_is_compiled_for_the_kernel(host, kernels):
+    kernel = kernels["deb12"]
+    run = driver(kernel)
+    assert run.returncode == 0, run.stdout
+    answer = host.check_output("modinfo -k %s nvidia-current-open", kernel)
+    fields = dict(line.split(":", 1) for line in answer.splitlines() if ":" in line)
+    assert fields["version"].strip() == VERSION
+    assert fields["license"].strip() == "Dual MIT/GPL"
+    assert fields["vermagic"].split()[0] == kernel
+    assert f"{VERSION}, {kernel}" in host.check_output("dkms status")
+
+
+def test_second_run_changes_nothing(kernels):
+    run = driver(kernels["deb12"])
+    assert run.returncode == 0 and "changed=0 " in run.stdout, run.stdout
