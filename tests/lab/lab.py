@@ -9,7 +9,8 @@
     lab.py keys KEY [KEY...]        which keys the registry and the weights server accept
 
 One vendor host (registry, packages, weights) serves every lab; each lab has GPU hosts of its own, reached by ssh with
-.lab/NAME/ssh_config. A host whose name begins with vm is a virtual machine of the same content. Images are tagged by the hash of what they are made from, so nothing is built twice.
+.lab/NAME/ssh_config. A host whose name begins with vm is a virtual machine of the same content. Images are tagged by the
+hash of what they are made from, so nothing is built twice.
 """
 
 from __future__ import annotations

@@ -52,20 +52,21 @@ def driver(kernel):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
 
 
+def newest(names):
+    """The newest of some kernels of one series."""
+    return max(names, key=lambda name: [int(number) for number in name.split("+")[0].split(".")])
+
+
 @pytest.fixture(scope="module")
 def kernels(host):
-    """Kernels that the archives have headers for: the newest of Debian 12's backports that is a 6.12, and the newest of Debian 13."""
+    """Debian release to the newest 6.12 that there are headers of, among those of Debian 13 and of the backports of Debian 12."""
     host.check_output("rm -f /etc/apt/sources.list")
     host.check_output("printf '%%s' %s > /etc/apt/sources.list.d/debian.sources", ARCHIVES)
     host.check_output("apt-get update -qq")
-    names = host.check_output(
-        "apt-cache search --names-only '^linux-headers-6[.]12[.0-9]*[+]deb1[23]-cloud-amd64$'"
-    ).splitlines()
+    pattern = "^linux-headers-6[.]12[.0-9]*[+]deb1[23]-cloud-amd64$"
+    names = host.check_output(f"apt-cache search --names-only '{pattern}'").splitlines()
     found = [name.split()[0].removeprefix("linux-headers-") for name in names]
-    return {
-        release: max((k for k in found if release in k), key=lambda k: [int(n) for n in k.split("+")[0].split(".")])
-        for release in ("deb12", "deb13")
-    }
+    return {release: newest([name for name in found if release in name]) for release in ("deb12", "deb13")}
 
 
 def test_module_is_compiled_for_the_kernel(host, kernels):
@@ -83,3 +84,13 @@ def test_module_is_compiled_for_the_kernel(host, kernels):
 def test_second_run_changes_nothing(kernels):
     run = driver(kernels["deb12"])
     assert run.returncode == 0 and "changed=0 " in run.stdout, run.stdout
+
+
+def test_module_that_does_not_compile_is_told_with_the_compilers_words(host, kernels):
+    before = host.check_output("dpkg-query -W nvidia-open-kernel-dkms libcuda1")
+    run = driver(kernels["deb13"])
+    if run.returncode == 0:
+        pytest.skip(f"Debian's driver compiles for {kernels['deb13']} again")
+    assert f"DKMS cannot build nvidia-current-open {VERSION} for kernel {kernels['deb13']}" in run.stdout, run.stdout
+    assert "error: " in run.stdout and "make.log" in run.stdout and "nvidia_driver_kernel" in run.stdout
+    assert host.check_output("dpkg-query -W nvidia-open-kernel-dkms libcuda1") == before
