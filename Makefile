@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 ENGINE ?= reference
-SCENARIO ?= default driver faults interrupted vllm
+SCENARIO ?= default driver reboot faults interrupted vllm
 V := .venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONPATH := $(CURDIR)/.venv/collections
@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_COLLECTIONS_PATH ANSIBLE_INVENTORY ANSIBLE_ROLES_PATH
 
-.PHONY: help demo test lint unit molecule bench build lab docs clean venv docker
+.PHONY: help demo test lint unit molecule bench build lab docs clean venv docker machine
 
 help: ## Show this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,7 +31,7 @@ lint: venv ## Style, types, documentation
 unit: venv ## Pure functions, and modules against real local servers
 	$(V)/pytest -q tests/unit
 
-molecule: venv docker ## Whole runs on systemd hosts [SCENARIO="default driver faults interrupted vllm"]
+molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver reboot faults interrupted vllm dkms"]
 	tests/molecule.sh $(SCENARIO)
 
 bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed
@@ -51,6 +51,9 @@ venv: ## Install the toolbox into .venv
 
 docker: ## Start a Docker engine if none runs
 	@tests/lab/bootstrap docker
+
+machine: ## Install what starts virtual machines if it is missing
+	@tests/lab/bootstrap machine
 
 clean: ## Remove the lab, its images and .venv
 	[ ! -x $(V)/python ] || $(V)/python tests/lab/lab.py down --all || true

@@ -48,21 +48,10 @@ class Machine:
         archive.write_bytes(files)
         archive.chmod(0o600)
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:{port}-:{inside}" for inside, port in ports.items())
+        argv: list[str | pathlib.Path] = [qemu, "-name", self.name, "-machine", "q35", "-smp", str(CORES)]
         # Emulated everywhere: nested virtualization works on some machines only, and breaks late on others.
-        argv = [
-            qemu,
-            "-name",
-            self.name,
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-smp",
-            str(CORES),
-        ]
-        argv += ["-m", f"{MEMORY_GB}G", "-kernel", disk / "kernel", "-initrd", disk / "initramfs"]
+        argv += ["-m", f"{MEMORY_GB}G", "-accel", "tcg,thread=multi", "-cpu", "max"]
+        argv += ["-kernel", disk / "kernel", "-initrd", disk / "initramfs"]
         argv += ["-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet", "-no-user-config", "-display", "none"]
         argv += ["-drive", f"file={_quoted(disk / 'disk')},format=raw,if=virtio,snapshot=on"]
         argv += ["-drive", f"file={_quoted(archive)},format=raw,if=virtio,readonly=on"]
