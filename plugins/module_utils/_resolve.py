@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _gpus
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
+    RESERVED_VARIABLES,
     SECRET_VARIABLES,
     WEIGHT_VARIABLES,
 )
@@ -48,6 +50,7 @@ KEYS = {
     "remove_cache",
     "verify",
 }
+GPU_KEYS = {"count", "memory_gb"}
 VERIFY_KEYS = {"prompt", "messages", "max_tokens", "temperature", "probes", "expect_regex", "request_timeout"}
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
@@ -97,6 +100,7 @@ class Service:
         self.spec, self.host, self.defaults = spec, host, defaults
         self.name = str(spec.get("name", ""))
         self.problems: list[str] = []
+        self.notes: list[str] = []
 
     def problem(self, text: str) -> None:
         """Notes a problem of this service."""
@@ -157,28 +161,48 @@ class Service:
         return next(iter(CONTRACTS))
 
     def gpus(self) -> list[str]:
-        """CDI device ids (index or uuid, or ``all``) of the GPUs the service gets."""
+        """CDI device names (index, uuid, GPU:PART of MIG, or ``all``) of the GPUs the service names; none when it says how many."""
         wanted = self.spec.get("gpus", "all")
-        present = self.host.get("gpus") or []
+        present = _gpus.devices(self.host.get("gpus") or [])
         if wanted == "all":
             return ["all"]
+        if isinstance(wanted, Mapping):
+            return []
         items = wanted if isinstance(wanted, (list, tuple)) else [wanted]
         if not items:
             self.problem("gpus is an empty list; name indices or uuids, or say gpus: all.")
         names = []
         for item in items:
             index = as_int(item)
-            uuids = [gpu["uuid"] for gpu in present]
-            if index is not None and (not present or 0 <= index < len(present)):
-                names.append(str(index))
-            elif index is None and (not present or str(item) in uuids):
-                names.append(str(item))
+            name = str(item) if index is None else str(index)
+            parts = _gpus.divided(name, self.host.get("gpus") or [])
+            # A host whose driver does not answer yet has whatever is named, by a number that can be one.
+            if _gpus.find(name, present) if self.host.get("gpus") else (index is None or index >= 0):
+                names.append(name)
+            elif parts:
+                self.problem(f"gpus names {item!r}, which MIG divides; name its parts: {', '.join(parts)}.")
             else:
-                have = ", ".join(f"{gpu['index']} ({gpu['uuid']})" for gpu in present)
-                self.problem(f"gpus names {item!r}; this host has {have}.")
-        if len({_gpu_key(name, present) for name in names}) != len(names):
+                self.problem(f"gpus names {item!r}; this host has {', '.join(map(str, present))}.")
+        if len({device.key if (device := _gpus.find(name, present)) else name for name in names}) != len(names):
             self.problem(f"gpus names one GPU twice: {', '.join(names)}.")
         return names
+
+    def gpu_request(self) -> dict[str, int] | None:
+        """How many GPUs of which memory the service wants, when it does not name them."""
+        wanted = self.spec.get("gpus")
+        if not isinstance(wanted, Mapping):
+            return None
+        for key in wanted:
+            if key not in GPU_KEYS:
+                self.problem(f"gpus has the unknown key {key!r}.{near(str(key), GPU_KEYS)}")
+        count, memory = as_int(wanted.get("count", 1)), as_int(wanted.get("memory_gb", 0))
+        if count is None or count < 1:
+            self.problem(f"gpus.count is {wanted.get('count')!r}, wanted an integer from 1.")
+        if memory is None or memory < 0:
+            self.problem(
+                f"gpus.memory_gb is {wanted.get('memory_gb')!r}, wanted an integer of GB that each GPU has at least."
+            )
+        return {"count": max(count or 1, 1), "memory_bytes": max(memory or 0, 0) * 10**9}
 
     def environment(self, contract: Mapping[str, Any]) -> dict[str, str]:
         """Variables of the container, contract defaults first; no secret and no line break gets in."""
@@ -196,13 +220,28 @@ class Service:
                 self.problem(
                     f"env has {key}; a key there is shown by docker inspect. Set ngc_api_key instead: it is used to stage."
                 )
+            elif key in RESERVED_VARIABLES:
+                self.problem(f"env has {key}; {RESERVED_VARIABLES[key]} instead.")
+            elif key in contract["renamed"]:
+                self.problem(
+                    f"env has {key}, which images of this generation do not read; wanted {contract['renamed'][key]}."
+                )
             elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
                 self.problem(f"env has {key!r}, which is no name of a variable.")
             elif "\n" in text:
                 self.problem(f"env variable {key} has a line break, which an env file cannot hold.")
             else:
                 env[str(key)] = text
+                self.spelling(str(key), contract["variables"])
         return env
+
+    def spelling(self, name: str, known: Iterable[str]) -> None:
+        """Notes a variable that is nearly a known one: images ignore what they do not know."""
+        match = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85)
+        if name.startswith("NIM_") and match and match[0] != name:
+            self.notes.append(
+                f"service {self.name}: env has {name}, which NIM is not known to read. Did you mean {match[0]}?"
+            )
 
     def bind_address(self) -> str:
         """Address that the endpoint listens on."""
@@ -284,8 +323,9 @@ class Service:
             "contract": contract_name,
             "model": str(self.spec.get("model") or ""),
             "gpus": gpus,
+            "gpu_request": self.gpu_request(),
             "gpu_shared": as_bool(self.spec.get("gpu_shared", False)),
-            "devices": [f"nvidia.com/gpu={gpu}" for gpu in gpus],
+            "memory_variable": contract["memory_variable"],
             "bind_address": bind,
             "port": port,
             "publish": f"{f'[{bind}]' if ':' in bind else bind}:{port}:{contract['container_port']}",
@@ -302,6 +342,7 @@ class Service:
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
             "prefetch": prefetch,
             "verify": self.verify(),
+            "notes": self.notes,
         }
         # What the weights in the cache depend on; a change stages again.
         weights = {key: service[key] for key in ("image", "prefetch", "cache_mount")}
@@ -310,32 +351,28 @@ class Service:
             # The option `profile` is in prefetch already.
             weights.update({key: env[key] for key in WEIGHT_VARIABLES if key in given and key in env})
         service["stage_key"] = digest_of(weights)
-        runtime = (
-            "image",
-            "devices",
-            "publish",
-            "cache",
-            "cache_mount",
-            "env",
-            "shm_size",
-            "ulimits",
-            "stop_timeout",
-            "env_path",
-        )
-        service["config_hash"] = digest_of({"format": UNIT_FORMAT, **{key: service[key] for key in runtime}})
         return service
 
 
-def _gpu_key(name: str, present: Iterable[Mapping[str, Any]]) -> str:
-    # One name per physical GPU, so that an index and a uuid of the same card are seen to collide.
-    return next((str(gpu["uuid"]) for gpu in present if name == str(gpu["index"])), name)
+#: What a running container depends on; a change of it restarts the service.
+_RUNTIME = (
+    "image",
+    "devices",
+    "publish",
+    "cache",
+    "cache_mount",
+    "env",
+    "shm_size",
+    "ulimits",
+    "stop_timeout",
+    "env_path",
+)
 
 
-def _gpu_keys(service: Mapping[str, Any], host: Mapping[str, Any]) -> list[str]:
-    present = host.get("gpus") or []
-    if service["gpus"] == ["all"]:
-        return [gpu["uuid"] for gpu in present] or ["all"]
-    return [_gpu_key(gpu, present) for gpu in service["gpus"]]
+def _finish(service: dict[str, Any]) -> None:
+    """Adds what follows from the GPUs that the service got."""
+    service["devices"] = [f"nvidia.com/gpu={gpu}" for gpu in service["gpus"]]
+    service["config_hash"] = digest_of({"format": UNIT_FORMAT, **{key: service[key] for key in _RUNTIME}})
 
 
 def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[str]:
@@ -343,7 +380,7 @@ def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[s
     problems = []
     seen: dict[str, str] = {}
     ports: dict[int, str] = {}
-    gpus: dict[str, dict[str, Any]] = {}
+    placed = []
     for service in services:
         name = service["name"]
         if name in seen:
@@ -358,14 +395,8 @@ def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[s
             problems.append(
                 f"service {name}: port {service['port']} is also the port of service {other}; give one of them another."
             )
-        for gpu in _gpu_keys(service, host):
-            holder = gpus.setdefault(gpu, service)
-            if holder is not service and not (service["gpu_shared"] and holder["gpu_shared"]):
-                problems.append(
-                    f"service {name}: GPU {gpu} is also used by service {holder['name']}; one NIM per GPU, or gpu_shared: true"
-                    " on both with memory fractions in env."
-                )
-    return problems
+        placed.append(service)
+    return problems + _gpus.conflicts(placed, host)
 
 
 def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -384,9 +415,13 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
         service = Service(spec, host, defaults)
         resolved.append(service.resolve())
         problems += service.problems
+    present = [service for service in resolved if service["state"] != "absent"]
+    problems += _gpus.allocate(present, host)
     problems += conflicts(resolved, host)
     if problems:
         raise ResolveError(problems)
+    for service in present:
+        _finish(service)
     return resolved
 
 

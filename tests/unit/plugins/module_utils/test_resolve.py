@@ -33,6 +33,7 @@ DEFAULTS = {
 HOST = {"gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"], "services": {}, "images": {}}
 GPU0, GPU1 = (gpu["uuid"] for gpu in HOST["gpus"])
 UNSET = object()
+SHARES = {"gpu_shared": True, "env": {"NIM_KVCACHE_PERCENT": 0.4}}
 
 
 def spec(**changes):
@@ -71,7 +72,9 @@ def test_classic_service():
             "contract": "classic",
             "model": "",
             "gpus": ["0"],
+            "gpu_request": None,
             "gpu_shared": False,
+            "memory_variable": "NIM_KVCACHE_PERCENT",
             "devices": ["nvidia.com/gpu=0"],
             "bind_address": "127.0.0.1",
             "port": 8000,
@@ -89,6 +92,7 @@ def test_classic_service():
             "stop_timeout": 60,
             "prefetch": ["download-to-cache"],
             "verify": {},
+            "notes": [],
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
             "stage_key": "5cf60d61b0f464370a4259aa3943063e7f011f9423f53bc9e2d5245f79512222",
@@ -216,6 +220,24 @@ def test_classic_service():
 def test_good_service(changes, expected):
     (service,) = resolve(spec(**changes))
     assert {key: service[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "notes"),
+    [
+        ({"NIM_MAX_MODEL_LENGTH": 8192}, ["NIM_MAX_MODEL_LENGTH, which NIM is not known to read. Did you mean NIM_MAX_MODEL_LEN?"]),
+        ({"NIM_KVCACHE_PERCENTAGE": 0.5}, ["Did you mean NIM_KVCACHE_PERCENT?"]),
+        ({"NIM_LOG_LEVL": "INFO"}, ["Did you mean NIM_LOG_LEVEL?"]),
+        ({"NIM_MAX_MODEL_LEN": 8192, "NIM_LAB_FAULT": "x", "NIM_TRITON_LOG_VERBOSE": 1, "NCCL_P2P_DISABLE": 1}, []),
+    ],
+    ids=["longer", "longer still", "misspelt", "known, or of nobody's list"],
+)  # fmt: skip
+def test_variable_that_is_nearly_a_known_one_is_told(env, notes):
+    (service,) = resolve(spec(env=env))
+    assert len(service["notes"]) == len(notes)
+    for note, words in zip(service["notes"], notes, strict=True):
+        assert note.startswith("service llama: env has NIM_")
+        assert words in note
 
 
 def test_defaults_of_the_play():
@@ -379,6 +401,15 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
             )
             for key in SECRET_VARIABLES
         ),
+        pytest.param(
+            {"env": {"NIM_SERVER_PORT": 80}}, ["env has NIM_SERVER_PORT", "option port instead"], id="env-port"
+        ),
+        pytest.param({"env": {"NIM_CACHE_PATH": "/x"}}, ["env has NIM_CACHE_PATH", "mounts the cache"], id="env-cache"),
+        pytest.param(
+            {"tag": "2.0.5", "env": {"NIM_SSL_CERT_PATH": "/x"}},
+            ["env has NIM_SSL_CERT_PATH", "do not read; wanted NIM_SSL_CERTS_PATH"],
+            id="env-renamed",
+        ),
         pytest.param({"env": {"MY-VAR": 1}}, ["env has 'MY-VAR'", "no name of a variable"], id="env-hyphen"),
         pytest.param({"env": {"A=B": 1}}, ["env has 'A=B'", "no name of a variable"], id="env-equals-sign"),
         pytest.param({"env": {1: 1}}, ["env has 1", "no name of a variable"], id="env-number"),
@@ -493,8 +524,8 @@ def test_conflicts_on_two_gpus_are_two_problems():
     ("first", "second"),
     [
         pytest.param({}, {"port": 8001, "gpus": [1]}, id="each-its-own"),
-        pytest.param({"gpu_shared": True}, {"port": 8001, "gpu_shared": "true"}, id="both-share"),
-        pytest.param({"gpu_shared": True, "gpus": "all"}, {"port": 8001, "gpu_shared": True}, id="all-shared"),
+        pytest.param(SHARES, {**SHARES, "port": 8001, "gpu_shared": "true"}, id="both-share"),
+        pytest.param({**SHARES, "gpus": "all"}, {**SHARES, "port": 8001}, id="all-shared"),
         pytest.param({}, {"state": "absent"}, id="absent-frees-port-and-gpu"),
     ],
 )
