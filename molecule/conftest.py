@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT / "tests/lab"))
 
 import lab  # noqa: E402
 
-NAME = "molecule"
+#: The lab under test; another one for trying things out beside a running scenario.
+NAME = os.environ.get("LAB_NAME", "molecule")
 MODEL = "meta/llama-3.1-8b-instruct"
 
 

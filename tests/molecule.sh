@@ -9,7 +9,7 @@ for scenario in "$@"; do
   case $scenario in
     vllm) export LAB_HOSTS=gpu01 LAB_ENGINE=vllm ;;
     reboot) export LAB_HOSTS=vm01 LAB_ENGINE=reference ;;
-    dkms | driver | faults | interrupted) export LAB_HOSTS=gpu01 LAB_ENGINE=reference ;;
+    dkms | driver | faults | interrupted | lifecycle) export LAB_HOSTS=gpu01 LAB_ENGINE=reference ;;
     *) export LAB_HOSTS=gpu01,gpu02 LAB_ENGINE=reference ;;
   esac
   molecule test -s "$scenario"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _deployment
+
 
 def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One dictionary per verified or failed endpoint, from the variables of hosts after the verify stage.
@@ -69,11 +71,11 @@ def duration(seconds: float) -> str:
 
 def status(hosts: Iterable[Mapping[str, Any]]) -> str:
     """A table of every service on every host, from the variables of hosts after gpu_host_info."""
-    rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "ENDPOINT"]]
+    rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "DEPLOYED", "ENDPOINT"]]
     for host in hosts:
         name, state = host["inventory_hostname"], host.get("preflight_host")
         if not state:
-            rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-"])
+            rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-", "-"])
             continue
         shown = 0
         for service, now in sorted(state["services"].items()):
@@ -94,9 +96,10 @@ def status(hosts: Iterable[Mapping[str, Any]]) -> str:
                     words,
                     uptime,
                     str(unit["restarts"]),
+                    _deployment.told(record),
                     record.get("url") or "-",
                 ]
             )
         if not shown:
-            rows.append([name, "-", "-", "-", "no services", "-", "-", "-"])
+            rows.append([name, "-", "-", "-", "no services", "-", "-", "-", "-"])
     return table(rows)

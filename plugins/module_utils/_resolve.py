@@ -420,8 +420,8 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     problems += conflicts(resolved, host)
     if problems:
         raise ResolveError(problems)
-    for service in present:
-        _finish(service)
+    for placed in present:
+        _finish(placed)
     return resolved
 
 

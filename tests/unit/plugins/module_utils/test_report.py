@@ -156,7 +156,13 @@ def service(record=None, **unit):
 
 
 def test_status():
-    record = {"model": "meta/llama-3.1-8b-instruct", "gpus": ["0", "1"], "url": "http://127.0.0.1:8000"}
+    record = {
+        "model": "meta/llama-3.1-8b",
+        "gpus": ["0", "1"],
+        "url": "http://127.0.0.1:8000",
+        "deployed_at": "2026-11-23T17:30:12Z",
+    }
+    back = {**record, "history": [{"image": "nvcr.io/nim/meta/llama-3.1-8b-instruct:2.0.5", "verified": False}]}
     hosts = [
         {
             "inventory_hostname": "gpu01",
@@ -170,23 +176,23 @@ def test_status():
         },
         {
             "inventory_hostname": "gpu02",
-            "preflight_host": {"services": {"llama": service(record, exists=False, active=None)}},
+            "preflight_host": {"services": {"llama": service(back, exists=False, active=None)}},
         },
         {"inventory_hostname": "gpu03", "preflight_host": {"services": {}}},
-        {"inventory_hostname": "gpu04.example.com"},
+        {"inventory_hostname": "gpu04"},
         {"inventory_hostname": "gpu05", "preflight_host": {"services": {"stray": service(exists=False)}}},
     ]
     assert (
         _report.status(hosts)
         == """\
-HOST               SERVICE  MODEL                       GPU  STATE                      UPTIME   RESTARTS  ENDPOINT
------------------  -------  --------------------------  ---  -------------------------  -------  --------  ---------------------
-gpu01              llama    meta/llama-3.1-8b-instruct  0,1  active (running)           1 d 2 h  0         http://127.0.0.1:8000
-gpu01              phi      -                           -    activating (auto-restart)  -        7         -
-gpu02              llama    meta/llama-3.1-8b-instruct  0,1  unit missing               -        0         http://127.0.0.1:8000
-gpu03              -        -                           -    no services                -        -         -
-gpu04.example.com  -        -                           -    unreachable                -        -         -
-gpu05              -        -                           -    no services                -        -         -"""
+HOST   SERVICE  MODEL              GPU  STATE                      UPTIME   RESTARTS  DEPLOYED                           ENDPOINT
+-----  -------  -----------------  ---  -------------------------  -------  --------  ---------------------------------  ---------------------
+gpu01  llama    meta/llama-3.1-8b  0,1  active (running)           1 d 2 h  0         2026-11-23 17:30                   http://127.0.0.1:8000
+gpu01  phi      -                  -    activating (auto-restart)  -        7         -                                  -
+gpu02  llama    meta/llama-3.1-8b  0,1  unit missing               -        0         2026-11-23 17:30, back from 2.0.5  http://127.0.0.1:8000
+gpu03  -        -                  -    no services                -        -         -                                  -
+gpu04  -        -                  -    unreachable                -        -         -                                  -
+gpu05  -        -                  -    no services                -        -         -                                  -"""
     )
 
 
@@ -199,6 +205,7 @@ def test_status_of_no_hosts_is_a_heading():
         "STATE",
         "UPTIME",
         "RESTARTS",
+        "DEPLOYED",
         "ENDPOINT",
     ]
 

@@ -1,0 +1,195 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A service through its life: upgrade, failed upgrades, rollback. The tests go on from each other, in this order."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from conftest import ROOT, ask, eventually, play, play_command, play_environment, service
+
+pytestmark = pytest.mark.usefixtures("journal")
+
+HOST = "gpu01"
+OLD, NEW = "1.8.6", "2.0.5"
+
+
+def deploy(playbook="services", **changes):
+    """Deploys the service of the host, changed."""
+    return play(playbook, limit=HOST, extra={"nim_services": [service(HOST, **changes)]})
+
+
+def record(host):
+    return json.loads(host.file("/var/lib/nim/services/llama.json").content_string)
+
+
+def container(host):
+    """Image and configuration that run, by Docker's word."""
+    return host.check_output("docker inspect --format '{{.Config.Image}} {{json .Config.Env}}' nim-llama")
+
+
+def tag(host):
+    """Tag of the deployment on record."""
+    return record(host)["image"].rpartition(":")[2]
+
+
+class Client:
+    """Asks for a completion every 100 ms, and writes down when there was none."""
+
+    def __enter__(self):
+        self.failures, self.answers, self._over = [], 0, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._over.is_set():
+            began = time.time()
+            try:
+                ask(HOST, max_tokens=4)
+                self.answers += 1
+            except Exception:  # noqa: BLE001 - any failure is one
+                self.failures.append((began, time.time()))
+            self._over.wait(0.1)
+
+
+def windows(host, since):
+    """When the unit was on its way down or up, by the journal: from each stop, or end by itself, to the answer after it."""
+    lines = host.check_output(f"journalctl -u nim-llama --since=@{since:.0f} -o short-unix --no-pager").splitlines()
+    stops = [
+        float(line.split()[0])
+        for line in lines
+        if re.search(r"systemd\[1\]: (Stopping|nim-llama.service: (Main|Deact|Fail))", line)
+    ]
+    return min(stops), max(stops)
+
+
+def test_upgrade_interrupts_clients_for_its_restart_only(host):
+    since = time.time()
+    with Client() as client:
+        run = deploy(tag=NEW)
+        eventually(lambda: ask(HOST))
+    assert run.returncode == 0, run.stdout
+    assert tag(host) == NEW and f":{NEW}" not in container(host), "the image runs by digest"
+    assert [item["image"].rpartition(":")[2] for item in record(host)["history"]] == [OLD]
+    first, last = windows(host, since)
+    assert client.answers > 10
+    # Weights and image are staged before: from the stop to the verdict it is the start of one model.
+    assert all(first - 1 <= began and ended <= last + 20 for began, ended in client.failures), (
+        first,
+        last,
+        client.failures,
+    )
+
+
+@pytest.mark.parametrize("fault", ["crash_at_start", "never_ready", "dead_engine", "wrong_model", "out_of_memory"])
+def test_failed_upgrade_comes_back(host, fault):
+    before, running = record(host), container(host)
+    run = deploy(tag=NEW, env={"NIM_LAB_FAULT": fault}, start_timeout=20)
+    assert run.returncode == 2, run.stdout
+    for told in (
+        f"gpu01: service llama: nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct:{NEW} failed",
+        "Rolled back:",
+        "was verified.",
+    ):
+        assert told in run.stdout, run.stdout
+    assert container(host) == running
+    assert ask(HOST)
+    after = record(host)
+    assert after["config_hash"] == before["config_hash"] and after["verified"]
+    assert not after["history"][-1]["verified"] and "failed" in after["history"][-1]["reason"]
+    assert host.service("nim-llama").is_enabled
+
+
+def test_what_serves_after_a_rollback_is_what_is_wanted(host):
+    again = deploy(tag=NEW)
+    assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
+    assert "back from" in play("status", limit=HOST).stdout
+
+
+def test_upgrade_to_an_image_that_is_not_there_touches_nothing(host):
+    since = time.time()
+    with Client() as client:
+        run = deploy(tag="2.99.0")
+    assert run.returncode == 2 and "manifest unknown" in run.stdout, run.stdout
+    assert not client.failures and client.answers > 10
+    assert "Stopping" not in host.check_output(f"journalctl -u nim-llama --since=@{since:.0f} -o cat --no-pager")
+
+
+def test_play_killed_in_the_middle_of_an_upgrade_heals(host):
+    """Killed while the new version starts: the next run finishes, and its failure could still go back."""
+    process = subprocess.Popen(
+        play_command("services", limit=HOST, extra={"nim_services": [service(HOST, tag=OLD)]}),
+        cwd=ROOT, env=play_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "service | Prove" in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run = deploy(tag=OLD, env={"NIM_LAB_FAULT": "crash_at_start"}, start_timeout=20)
+    assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout
+    assert tag(host) == NEW and ask(HOST)
+    run = deploy(tag=OLD)
+    assert run.returncode == 0, run.stdout
+    assert tag(host) == OLD and ask(HOST)
+
+
+def test_rollback_on_demand_goes_back_and_forth(host):
+    for wanted in (NEW, OLD):
+        run = play("rollback", limit=HOST, extra={"nim_rollback": "llama"})
+        assert run.returncode == 0 and f"{wanted} of 20" in run.stdout, run.stdout
+        assert tag(host) == wanted and ask(HOST)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("Llama!", "wanted the name of a service"), ("other", "no earlier deployment is kept")]
+)
+def test_rollback_of_nothing_is_told(host, name, told):
+    before = record(host), container(host)
+    run = play("rollback", limit=HOST, extra={"nim_rollback": name})
+    assert run.returncode == 2 and told in run.stdout, run.stdout
+    assert (record(host), container(host)) == before
+
+
+def test_first_deployment_that_fails_has_nothing_to_come_back_to(host):
+    spec = service(
+        HOST,
+        name="other",
+        port=8001,
+        env={"NIM_LAB_FAULT": "crash_at_start", "NIM_KVCACHE_PERCENT": "0.4"},
+        gpu_shared=True,
+        start_timeout=20,
+    )
+    first = service(HOST, tag=OLD, env={"NIM_KVCACHE_PERCENT": "0.4"}, gpu_shared=True)
+    run = play("services", limit=HOST, extra={"nim_services": [first, spec]})
+    assert run.returncode == 2 and "service other:" in run.stdout and "Rolled back" not in run.stdout, run.stdout
+    assert ask(HOST)
+    absent = {"name": "other", "state": "absent", "remove_cache": True}
+    run = play("services", limit=HOST, extra={"nim_services": [service(HOST, tag=OLD), absent]})
+    assert run.returncode == 0 and not host.file("/var/lib/nim/previous/other").exists, run.stdout
+
+
+def test_fleet_upgrade_stops_at_the_host_that_rolled_back(host):
+    run = deploy("upgrade", tag=NEW, env={"NIM_LAB_FAULT": "dead_engine"}, start_timeout=20)
+    assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout
+    run = deploy("upgrade", tag=NEW)
+    assert run.returncode == 0, run.stdout
+    assert tag(host) == NEW and ask(HOST)

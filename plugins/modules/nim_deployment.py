@@ -1,0 +1,265 @@
+#!/usr/bin/python
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The deployment that worked: kept before it is replaced, brought back when its successor fails."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nim_deployment
+short_description: Keep the deployment of a NIM service that works, and bring it back
+version_added: 1.0.0
+description:
+  - A deployment is a unit, its environment file and its record, as M(baremetal.nim.gpu_host_info) reads it. Image and weights of
+    an earlier one stay on the host, so it comes back without network.
+  - V(kept) copies the deployment that was verified last, before another one replaces its files. What was edited since, or never
+    verified, is not kept; a copy that a cut-off upgrade made is.
+  - V(restored) stops the unit, brings the copy back and starts it. It does not wait for the endpoint.
+author:
+  - The baremetal.nim maintainers (@baremetal-nim)
+extends_documentation_fragment:
+  - baremetal.nim._attributes
+  - baremetal.nim._attributes.actiongroup_nim
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: partial
+    details: V(restored) does nothing where the unit runs from the very files of the copy; with O(swap), it goes back and forth.
+options:
+  name:
+    description: Name of the service.
+    type: str
+    required: true
+  state:
+    description: What to do.
+    type: str
+    choices: [kept, restored]
+    required: true
+  unit_path:
+    description: The unit file.
+    type: path
+    required: true
+  env_path:
+    description: The environment file.
+    type: path
+    required: true
+  record_path:
+    description: The deployment record.
+    type: path
+    required: true
+  copy_dir:
+    description: Directory of the copies, one directory per service.
+    type: path
+    default: /var/lib/nim/previous
+  swap:
+    description: With V(restored), whether what is replaced becomes the copy, so that the way back is open.
+    type: bool
+    default: false
+  failed_image:
+    description: With V(restored), the image that failed, for the history in the record.
+    type: str
+    default: ""
+  failed_reason:
+    description: With V(restored), why it failed.
+    type: str
+    default: ""
+"""
+
+EXAMPLES = r"""
+- name: Keep what works
+  baremetal.nim.nim_deployment: &deployment
+    name: llama
+    state: kept
+    unit_path: /etc/systemd/system/nim-llama.service
+    env_path: /etc/nim/llama.env
+    record_path: /var/lib/nim/services/llama.json
+  register: before
+
+- name: Bring it back
+  baremetal.nim.nim_deployment:
+    name: llama
+    state: restored
+    unit_path: /etc/systemd/system/nim-llama.service
+    env_path: /etc/nim/llama.env
+    record_path: /var/lib/nim/services/llama.json
+    failed_image: nvcr.io/nim/meta/llama-3.1-8b-instruct:2.0.5
+    failed_reason: crash_loop
+"""
+
+RETURN = r"""
+kept:
+  description: Whether there is a deployment to come back to.
+  type: bool
+  returned: always
+record:
+  description: Record of the deployment that is kept or was brought back, empty when there is none.
+  type: dict
+  returned: always
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.baremetal.nim.plugins.module_utils import _deployment
+
+
+def read(path: str) -> bytes | None:
+    """Content of a file, None when it cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            return handle.read()
+    except OSError:
+        return None
+
+
+def parse(content: bytes | None) -> dict[str, Any] | None:
+    """A record, None when it is none."""
+    try:
+        value = json.loads(content or b"")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class Deployment:
+    """The deployment of one service on this host, and its copy."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.unit = f"nim-{module.params['name']}.service"
+        #: Name in the copy to the place on the host and the mode there.
+        self.files = {
+            "unit": (module.params["unit_path"], 0o644),
+            "env": (module.params["env_path"], 0o600),
+            "record": (module.params["record_path"], 0o644),
+        }
+        self.copy = os.path.join(module.params["copy_dir"], module.params["name"])
+
+    def current(self) -> dict[str, bytes | None]:
+        """What lies in place."""
+        return {name: read(path) for name, (path, _mode) in self.files.items()}
+
+    def kept(self) -> dict[str, bytes | None]:
+        """What lies in the copy."""
+        return {name: read(os.path.join(self.copy, name)) for name in self.files}
+
+    def write_copy(self, content: dict[str, bytes | None]) -> None:
+        """Makes CONTENT the copy, all of it or nothing."""
+        scratch = f"{self.copy}.new"
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.makedirs(scratch, mode=0o700)
+        for name, data in content.items():
+            with open(os.open(os.path.join(scratch, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+                out.write(data or b"")
+        shutil.rmtree(self.copy, ignore_errors=True)
+        os.rename(scratch, self.copy)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes one file into its place."""
+        path, mode = self.files[name]
+        scratch = f"{path}.new"
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(data)
+        os.chmod(scratch, mode)
+        os.rename(scratch, path)
+
+    def systemctl(self, *argv: str) -> str:
+        """Runs systemctl; returns what it said when it failed."""
+        code, out, err = self.module.run_command(["systemctl", *argv])
+        return ((err or out).strip() or f"exit status {code}") if code else ""
+
+    def keep(self) -> dict[str, Any]:
+        """Copies what works."""
+        current, kept = self.current(), self.kept()
+        record = parse(current["record"])
+        sums = {
+            path: None if (data := current[name]) is None else hashlib.sha256(data).hexdigest()
+            for name, (path, _mode) in self.files.items()
+            if name != "record"
+        }
+        todo = _deployment.keepable(record, sums, parse(kept["record"]))
+        changed = todo == "copy" and current != kept
+        if changed and not self.module.check_mode:
+            self.write_copy(current)
+        return {"changed": changed, "kept": todo != "none", "record": record if todo != "none" else {}}
+
+    def restore(self) -> dict[str, Any]:
+        """Brings the copy back."""
+        kept, current = self.kept(), self.current()
+        record = parse(kept["record"])
+        if record is None or not kept["unit"] or kept["env"] is None:
+            self.module.fail_json(
+                msg=(
+                    f"service {self.module.params['name']}: no earlier deployment is kept in {self.copy}, wanted one that was"
+                    " verified; deploy the version you want by nim_services instead. Nothing was changed."
+                )
+            )
+        if self.module.params["failed_image"]:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            record = _deployment.with_failure(
+                record, self.module.params["failed_image"], self.module.params["failed_reason"], now
+            )
+        result: dict[str, Any] = {"changed": True, "kept": True, "record": record}
+        replaced = any(current[name] != kept[name] for name in ("unit", "env"))
+        if not replaced and not self.systemctl("is-active", "--quiet", self.unit):
+            return {**result, "changed": False}
+        if self.module.check_mode:
+            return result
+        # Units that fail to stop, or never existed, are no reason to stay broken.
+        self.systemctl("stop", self.unit)
+        self.put("env", kept["env"])
+        self.put("unit", kept["unit"])
+        self.put("record", (json.dumps(record, indent=4, sort_keys=True) + "\n").encode())
+        if self.module.params["swap"] and current["record"]:
+            self.write_copy(current)
+        self.systemctl("reset-failed", self.unit)
+        for argv in (("daemon-reload",), ("enable", self.unit), ("start", self.unit)):
+            said = self.systemctl(*argv)
+            if said:
+                self.module.fail_json(
+                    msg=f"{self.unit}: systemctl {argv[0]} failed: {said} Next: journalctl -u {self.unit} -n 50",
+                    **result,
+                )
+        return result
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["kept", "restored"], "required": True},
+            "unit_path": {"type": "path", "required": True},
+            "env_path": {"type": "path", "required": True},
+            "record_path": {"type": "path", "required": True},
+            "copy_dir": {"type": "path", "default": "/var/lib/nim/previous"},
+            "swap": {"type": "bool", "default": False},
+            "failed_image": {"type": "str", "default": ""},
+            "failed_reason": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    deployment = Deployment(module)
+    try:
+        result = deployment.keep() if module.params["state"] == "kept" else deployment.restore()
+    except OSError as error:
+        module.fail_json(
+            msg=(
+                f"service {module.params['name']}: {error.filename}: {error.strerror}, wanted to write it."
+                " Next: df -h /var/lib/nim /etc; then run the play again"
+            )
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
