@@ -50,6 +50,7 @@ class Survey:
         self.roots = roots
         self.sockets: dict[str, int] = {}
         self.holders: list[int] = []
+        self.package_manager: int | None = None
 
     def path(self, root: str, *parts: str) -> str:
         """A path below one of the roots."""
@@ -62,7 +63,7 @@ class Survey:
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def descriptors(self) -> None:
-        """Looks once at every open file of every process: who holds which socket, and who holds a GPU."""
+        """Looks once at every open file of every process: who holds which socket, who a GPU, who the package database."""
         proc = self.roots["proc"]
         for pid in names_in(proc):
             if not pid.isdigit():
@@ -78,6 +79,8 @@ class Survey:
                     self.sockets[target[8:-1]] = int(pid)
                 elif target.startswith("/dev/nvidia"):
                     holds = True
+                elif target in _system.PACKAGE_LOCKS:
+                    self.package_manager = int(pid)
             if holds and int(pid) != os.getpid():
                 self.holders.append(int(pid))
         self.holders.sort()
@@ -218,7 +221,7 @@ class Survey:
         """
         patterns = [*patterns, *own]
         code, text, _err = self.run("dpkg-query", "-W", "-f", _system.DPKG_FORMAT)
-        state = _system.package_state(text, names_in(self.path("var", "lib/dpkg/updates")))
+        state = _system.package_state(text, names_in(self.path("var", "lib/dpkg/updates")), self.package_manager)
         if code == 127:
             text = self.run("rpm", "-qa", "--qf", _system.RPM_FORMAT, *patterns)[1]
             locks = ("dnf/plugins/versionlock.list", "dnf/versionlock.toml", "yum/pluginconf.d/versionlock.list")

@@ -31,6 +31,13 @@ _ENABLED = frozenset({"enabled", "enabled-runtime", "static", "alias", "indirect
 
 # -- packages ----------------------------------------------------------------------------------------------------------
 
+#: Who has one of these open works on the packages.
+PACKAGE_LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/rpm/.rpm.lock",
+    "/usr/lib/sysimage/rpm/.rpm.lock",
+)
 #: Formats of the two package databases, one package a line: state, name, version.
 DPKG_FORMAT = "${db:Status-Abbrev} ${Package} ${Version}\n"
 RPM_FORMAT = "ii  %{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\n"
@@ -42,8 +49,11 @@ def match_packages(installed: Mapping[str, str], patterns: Iterable[str]) -> dic
     return {name: installed[name] for name in installed if any(fnmatch.fnmatchcase(name, glob) for glob in patterns)}
 
 
-def package_state(text: str, updates: Iterable[str]) -> dict[str, Any]:
-    """The database of dpkg (DPKG_FORMAT) and the names in its ``updates`` folder to holds and unfinished work."""
+def package_state(text: str, updates: Iterable[str], busy: int | None = None) -> dict[str, Any]:
+    """The database of dpkg (DPKG_FORMAT) and the names in its ``updates`` folder to holds and unfinished work.
+
+    BUSY is the process that works on the database now: what is unfinished is then in good hands.
+    """
     holds, incomplete, broken = [], [], False
     for line in text.splitlines():
         # Three letters: wanted, status, and R for a package that must be installed again.
@@ -58,7 +68,12 @@ def package_state(text: str, updates: Iterable[str]) -> dict[str, Any]:
             broken = broken or status in "HUF" or error == "R"
     # A running or killed dpkg leaves its journal there, in files whose names are numbers.
     journal = any(name.isdigit() for name in updates)
-    return {"holds": sorted(set(holds)), "interrupted": journal or broken, "incomplete": sorted(set(incomplete))}
+    return {
+        "holds": sorted(set(holds)),
+        "interrupted": (journal or broken) and busy is None,
+        "incomplete": sorted(set(incomplete)) if busy is None else [],
+        "busy": busy,
+    }
 
 
 def parse_versionlock(text: str) -> list[str]:

@@ -253,11 +253,11 @@ packages:
   returned: always
 package_state:
   description:
-    - Packages on hold (C(holds)), whether an installation was broken off (C(interrupted)), and the packages that it left
-      unfinished (C(incomplete)).
+    - Packages on hold (C(holds)), whether an installation was broken off (C(interrupted)), the packages that it left
+      unfinished (C(incomplete)), and the process that works on the packages right now (C(busy), V(null) when there is none).
   type: dict
   returned: always
-  sample: {"holds": ["nvidia-open"], "interrupted": false, "incomplete": []}
+  sample: {"holds": ["nvidia-open"], "interrupted": false, "incomplete": [], "busy": null}
 repositories:
   description:
     - Package repositories, one for each entry of the files in C(/etc/apt) and C(/etc/yum.repos.d), with the C(path) of the

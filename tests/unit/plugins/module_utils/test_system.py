@@ -101,7 +101,21 @@ def test_pain_10_state_of_the_package_database(text, updates, holds, interrupted
         "holds": holds,
         "interrupted": interrupted,
         "incomplete": incomplete,
+        "busy": None,
     }
+
+
+@pytest.mark.parametrize("lock", _system.PACKAGE_LOCKS)
+def test_packages_that_somebody_works_on_are_not_broken(host, lock):
+    """What a killed play left running on the host, or the host's own updates."""
+    host.said["dpkg-query"] = (0, "iF  docker.io 26.1.5-1\n", "")
+    host.write("/var/lib/dpkg/updates/0004")
+    host.write("/proc/812/comm", "apt-get\n")
+    (host.root / "proc/812/fd").mkdir()
+    (host.root / "proc/812/fd/4").symlink_to(lock)
+    survey = host.survey()
+    survey.descriptors()
+    assert survey.packages(["*"], [])[1] == {"holds": [], "interrupted": False, "incomplete": [], "busy": 812}
 
 
 def test_packages_of_dpkg(host):
@@ -109,7 +123,7 @@ def test_packages_of_dpkg(host):
     host.write("/var/lib/dpkg/updates/0004")
     packages, state = host.survey().packages(["*nvidia*", "libcuda1*"], ["dkms"])
     assert packages == {"nvidia-open": "580.159.04-1", "dkms": "3.2.0-1"}
-    assert state == {"holds": [], "interrupted": True, "incomplete": []}
+    assert state == {"holds": [], "interrupted": True, "incomplete": [], "busy": None}
     assert len(host.asked) == 1
 
 
@@ -120,7 +134,7 @@ def test_packages_of_rpm(host):
     )
     packages, state = host.survey().packages(["*nvidia*"], ["podman"])
     assert packages == {"nvidia-driver-cuda": "3:580.159.04-1.el9", "podman": "5:5.4.0-1.el9"}
-    assert state == {"holds": ["nvidia-driver-cuda"], "interrupted": False, "incomplete": []}
+    assert state == {"holds": ["nvidia-driver-cuda"], "interrupted": False, "incomplete": [], "busy": None}
     assert [argv[0] for argv in host.asked] == ["dpkg-query", "rpm"]
     assert host.asked[1][-2:] == ("*nvidia*", "podman")
 
@@ -594,7 +608,7 @@ def test_host_without_anything(host):
     survey = host.survey()
     survey.descriptors()
     assert (survey.sockets, survey.holders) == ({}, [])
-    assert survey.packages(["*"], []) == ({}, {"holds": [], "interrupted": False, "incomplete": []})
+    assert survey.packages(["*"], []) == ({}, {"holds": [], "interrupted": False, "incomplete": [], "busy": None})
     assert (survey.repositories(), survey.keys([])) == ([], {})
     assert survey.software({}, ["podman"], "podman") is None
     driver = survey.driver(survey.hardware(), {})

@@ -341,7 +341,7 @@ def test_virgin_host(call, machine):
         "gpus": [],
         "cdi": {"specs": [], "devices": [], "duplicates": [], "stale": False},
         "packages": {},
-        "package_state": {"holds": [], "interrupted": False, "incomplete": []},
+        "package_state": {"holds": [], "interrupted": False, "incomplete": [], "busy": None},
         "repositories": [],
         "keys": {},
         "files": {},
