@@ -103,6 +103,23 @@ def eventually(check: Callable[[], Any], seconds: float = 60) -> Any:
         time.sleep(0.25)
 
 
+def in_container(host: Any, command: str) -> str:
+    """What a command in the service's container says. Only a command that could not even be started is tried again.
+
+    On a busy machine the runtime sometimes loses a process before it runs ("read init-p: connection reset by peer").
+    """
+    for _attempt in range(10):
+        answer = host.run(f"docker exec nim-llama {command}")
+        if (
+            answer.rc != 126
+            or "unable to start container process: waiting for init" not in answer.stdout + answer.stderr
+        ):
+            break
+        time.sleep(1)
+    assert answer.rc == 0, answer
+    return str(answer.stdout)
+
+
 def weight_requests() -> int:
     """How many requests for weights the vendor's server has seen since the last reset."""
     return int(json.loads(vendor_call("GET"))["count"])

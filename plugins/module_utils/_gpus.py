@@ -22,10 +22,11 @@ WHOLE, WHOLE_UNIFIED = 1.0, 0.8
 
 @dataclass(frozen=True)
 class Device:
-    """A whole GPU or a part of one: its names, the surest first, and its memory in bytes (None when it has none of its own)."""
+    """A whole GPU or a part of one: its names, the surest first, its memory in bytes (None when it has none of its own), its model."""
 
     names: tuple[str, ...]
     memory: int | None
+    model: str | None = None
 
     @property
     def key(self) -> str:
@@ -48,11 +49,16 @@ def devices(gpus: Iterable[Mapping[str, Any]]) -> list[Device]:
         parts = gpu.get("mig_devices") or []
         if gpu.get("mig_enabled"):
             found += [
-                Device(tuple(name for name in (part["uuid"], part["name"]) if name), _bytes(part["memory_total_mib"]))
+                Device(
+                    tuple(name for name in (part["uuid"], part["name"]) if name),
+                    _bytes(part["memory_total_mib"]),
+                    gpu.get("name"),
+                )
                 for part in parts
             ]
         else:
-            found.append(Device((str(gpu["uuid"]), str(gpu["index"])), _bytes(gpu.get("memory_total_mib"))))
+            names = (str(gpu["uuid"]), str(gpu["index"]))
+            found.append(Device(names, _bytes(gpu.get("memory_total_mib")), gpu.get("name")))
     return found
 
 

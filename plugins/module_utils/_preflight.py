@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data, _toolkit_plan
+from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data, _gpus, _toolkit_plan
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import near
 
@@ -68,6 +68,13 @@ def _platform(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Proble
         told = (
             f"package manager is {manager} and Docker is not installed, wanted apt or an engine that is there: container_engine"
             " installs with apt only. Install Docker by other means and leave that role out."
+        )
+        problems.append(_problem("package_manager", told))
+    busy = host["package_state"].get("busy")
+    if busy:
+        told = (
+            f"process {busy} has been working on the packages for minutes, wanted nobody; wait for it, or see what it does:"
+            f" ps -fp {busy}"
         )
         problems.append(_problem("package_manager", told))
     if not host["systemd"]["running"]:
@@ -138,7 +145,7 @@ def _resources(host: Mapping[str, Any], wanted: Mapping[str, Any], installs: int
     return problems
 
 
-def _gpus(host: Mapping[str, Any], source: str) -> list[Problem]:
+def _gpu_problems(host: Mapping[str, Any], source: str) -> list[Problem]:
     if not host["hardware"]["gpus"]:
         told = (
             "no NVIDIA GPU is on the PCI bus, wanted one at least;"
@@ -265,16 +272,15 @@ def _memory(host: Mapping[str, Any], services: list[dict[str, Any]], needs: Mapp
                 " wanted an answer, or an empty preflight_metadata_url where there is no way out."
             )
             problems.append(_problem("gpu_memory", told, "warning"))
-        given = [
-            gpu
-            for gpu in host["gpus"]
-            if service["gpus"] == ["all"] or {str(gpu["index"]), gpu["uuid"]} & set(service["gpus"])
-        ]
+        present = _gpus.devices(host["gpus"])
+        keys = _gpus.of_service(service, present)
+        given = [device for device in present if device.key in keys]
         least, count = need["memory_mib"] or 0, need["gpus"] or 1
-        fit = [gpu for gpu in given if gpu["memory_total_mib"] is None or gpu["memory_total_mib"] >= least]
+        fit = [device for device in given if device.memory is None or device.memory >= least * 2**20]
         if given and len(fit) < count:
             seen = ", ".join(
-                f"GPU {gpu['index']} ({gpu['name']}, {gpu['memory_total_mib'] or 'unknown'} MiB)" for gpu in given
+                f"GPU {device.short} ({device.model}, {device.memory // 2**20 if device.memory else 'unknown'} MiB)"
+                for device in given
             )
             told = (
                 f"service {service['name']}: it gets {seen}, wanted {count} GPU(s) with {least or 'any number of'} MiB each"
@@ -444,7 +450,7 @@ def preflight_problems(
     needs = requirements or {}
     problems = [
         *_platform(host, wanted),
-        *_gpus(host, plan["source"]),
+        *_gpu_problems(host, plan["source"]),
         *_in_use(host, plan),
         *_memory(host, services, needs),
         *_driver(host, plan, services, needs),

@@ -105,6 +105,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -166,11 +167,12 @@ class Deployment:
     def put(self, name: str, data: bytes) -> None:
         """Writes one file into its place."""
         path, mode = self.files[name]
-        scratch = f"{path}.new"
-        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+        handle, scratch = tempfile.mkstemp(dir=self.module.tmpdir)
+        with os.fdopen(handle, "wb") as out:
             out.write(data)
         os.chmod(scratch, mode)
-        os.rename(scratch, path)
+        # What lies there may have been lost or opened up; its mode is not to be taken over.
+        self.module.atomic_move(scratch, path, keep_dest_attrs=False)
 
     def systemctl(self, *argv: str) -> str:
         """Runs systemctl; returns what it said when it failed."""

@@ -13,18 +13,13 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ask, eventually, lab, machine, play, service, vendor_call, weight_requests
+from conftest import ask, eventually, in_container, lab, machine, play, service, vendor_call, weight_requests
 
 pytestmark = pytest.mark.usefixtures("journal")
 
 
 def container_id(host):
     return host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama")
-
-
-def gpus_inside(host):
-    """What a command in the container sees of the GPUs. A busy machine may fail to start the command; a GPU that is lost stays lost."""
-    return eventually(lambda: host.check_output("docker exec nim-llama nvidia-smi -L"), 10)
 
 
 def test_unit_is_active_and_enabled(host):
@@ -53,7 +48,7 @@ def test_container_is_as_promised(host):
 
 
 def test_container_sees_just_its_gpu(host, name):
-    seen = gpus_inside(host).splitlines()
+    seen = in_container(host, "nvidia-smi -L").splitlines()
     everything = host.check_output("nvidia-smi -L").splitlines()
     wanted = everything[1] if name == "gpu02" else everything[0]
     assert [line.split("UUID: ")[1] for line in seen] == [wanted.split("UUID: ")[1]]
@@ -77,7 +72,7 @@ def test_survives_daemon_reload(host, name):
     before = container_id(host)
     host.check_output("systemctl daemon-reload")
     assert ask(name) and container_id(host) == before
-    assert gpus_inside(host), "the container lost its GPU"
+    assert in_container(host, "nvidia-smi -L"), "the container lost its GPU"
 
 
 def test_survives_restart_of_docker_without_going_down(host, name):
@@ -116,7 +111,7 @@ def test_comes_back_after_a_reboot(host, name):
     eventually(lambda: host.run("true").rc == 0)
     eventually(lambda: ask(name), 90)
     assert weight_requests() == 0, "a reboot loads the weights from the cache"
-    assert gpus_inside(host), "the CDI specification came back after the reboot"
+    assert in_container(host, "nvidia-smi -L"), "the CDI specification came back after the reboot"
 
 
 def test_key_rotation_logs_in_anew_and_restarts_nothing(host, name):
@@ -174,6 +169,21 @@ def test_key_is_found_nowhere(host, name):
         assert secret not in host.check_output(command), command
     assert host.run("ls /run/nim/*.key").rc != 0, "the key's file was left behind"
     play("site", limit=name)
+
+
+def test_upgrade_touches_no_host_after_one_that_rolled_back():
+    def running(name):
+        answer = machine(name).exec_run(["docker", "inspect", "--format", "{{.Id}} {{.State.StartedAt}}", "nim-llama"])
+        assert answer.exit_code == 0
+        return answer.output
+
+    before = running("gpu02")
+    spec = service("gpu01", tag="2.0.5", env={"NIM_LAB_FAULT": "crash_at_start"}, start_timeout=20)
+    run = play("upgrade", extra={"nim_services": [spec]})
+    assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout
+    assert "gpu02" not in run.stdout.partition("PLAY RECAP")[2], run.stdout
+    assert running("gpu02") == before
+    assert ask("gpu01") and ask("gpu02")
 
 
 def test_absent_removes_the_service_and_keeps_the_cache(host, name):

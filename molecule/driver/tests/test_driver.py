@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, machine, play, play_command, play_environment
+from conftest import ROOT, ask, eventually, in_container, machine, play, play_command, play_environment
 
 pytestmark = pytest.mark.usefixtures("journal")
 
@@ -113,8 +113,7 @@ def test_upgrade_under_a_running_service(host):
     assert loaded(host) == NEW
     assert f"libcuda.so.{NEW}" in host.check_output("cat /var/run/cdi/nvidia.yaml")
     assert host.check_output("docker inspect --format '{{.Id}}' nim-llama") != before
-    seen = eventually(lambda: host.check_output("docker exec nim-llama nvidia-smi -L"), 10)
-    assert "GPU 0" in seen, "the container has the new libraries"
+    assert "GPU 0" in in_container(host, "nvidia-smi -L"), "the container has the new libraries"
     journal = host.check_output("journalctl -o short-monotonic --no-pager -u nim-llama -u nvidia-persistenced")
     stopped = [line for line in journal.splitlines() if "Stopped " in line][-2:]
     assert "nim-llama" in stopped[0] and "ersistence" in stopped[1], "services stop before what they use"

@@ -123,6 +123,19 @@ def test_refused_change_leaves_the_host_as_it_was(host, changes, wanted):
     assert ask(HOST)
 
 
+def test_package_manager_at_work_is_waited_for_by_who_changes_the_host(host):
+    holder = "import time; held = open('/var/lib/dpkg/lock-frontend'); time.sleep(600)"
+    host.check_output(f'systemd-run --quiet --collect --unit=updates python3 -c "{holder}"')
+    try:
+        asked = play("status", limit=HOST)
+        assert asked.returncode == 0 and "RETRYING" not in asked.stdout, asked.stdout
+        host.check_output("systemd-run --quiet --collect --on-active=15 systemctl stop updates")
+        run = play("preflight", limit=HOST)
+        assert run.returncode == 0 and "RETRYING" in run.stdout, run.stdout
+    finally:
+        host.run("systemctl stop updates")
+
+
 def test_port_in_use_is_refused_before_anything_is_changed(host):
     host.check_output("systemd-run --quiet --collect --unit=squatter python3 -m http.server 8010")
     eventually(lambda: host.socket("tcp://0.0.0.0:8010").is_listening)

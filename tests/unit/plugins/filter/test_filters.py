@@ -125,6 +125,7 @@ def test_preflight_problems():
         "driver": {"error": None, "loaded_version": "580.159.04", "holders": []},
         "engine": {},
         "packages": {},
+        "package_state": {"holds": [], "interrupted": False, "incomplete": [], "busy": None},
         "repositories": [],
         "secure_boot": {"enabled": None},
         "hardware": {"gpus": [{"address": "0000:18:00.0"}]},

@@ -21,6 +21,7 @@ NOW = 1795423100.0
 DOCKER, CACHE = "/var/lib/docker", "/var/lib/nim/cache"
 #: A host with room for one service of 40 GB image and 40 GB weights on one file system.
 HOST = {
+    "package_state": {"holds": [], "interrupted": False, "incomplete": [], "busy": None},
     "hostname": "gpu01",
     "os": {
         "distribution": "Debian",
@@ -459,6 +460,23 @@ def test_gpu_memory_below_what_the_profile_needs(gpus, needs, severity):
     assert (problem and problem[1]) == severity
     if severity == "error":
         assert "GPU 0 (NVIDIA H200, 143771 MiB)" in problem[0] and "https://api.example.com/?tag=1.8.6" in problem[0]
+
+
+@pytest.mark.parametrize(("part", "severity"), [("0:0", "error"), ("0:1", None)])
+def test_gpu_memory_of_a_part_of_a_gpu(part, severity):
+    parts = [
+        {"uuid": None, "name": f"0:{number}", "memory_total_mib": mib} for number, mib in enumerate((16384, 71680))
+    ]
+    divided = host(gpus=[{**HOST["gpus"][0], "mig_enabled": True, "mig_devices": parts}])
+    problem = told_of("gpu_memory", divided, WANTED, [{**LLAMA, "gpus": [part]}], need(40000, 1))
+    assert (problem and problem[1]) == severity
+    assert not severity or "GPU 0:0 (NVIDIA H200, 16384 MiB)" in problem[0]
+
+
+def test_package_manager_that_never_ends():
+    busy = host(package_state={**HOST["package_state"], "busy": 812})
+    problem = told_of("package_manager", busy, WANTED, [LLAMA])
+    assert "process 812 has been working on the packages" in problem[0] and "ps -fp 812" in problem[0]
 
 
 @pytest.mark.parametrize("change", [{"gpus": []}, {"gpus": [{**HOST["gpus"][0], "memory_total_mib": None}]}])

@@ -70,7 +70,13 @@ def host(tmp_path, monkeypatch):
 @pytest.fixture
 def call(host, capsys):
     def run(state, check=False, **options):
-        args = {"name": "llama", "state": state, "copy_dir": str(host.root / "previous"), **options}
+        args = {
+            "name": "llama",
+            "state": state,
+            "copy_dir": str(host.root / "previous"),
+            "_ansible_tmpdir": str(host.root),
+            **options,
+        }
         args |= {f"{name}_path": str(path) for name, path in host.paths.items()}
         with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(SystemExit):
             nim_deployment.main()
