@@ -37,13 +37,9 @@ def play(
 
 
 def play_command(playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = "") -> list[str]:
-    """The command line of play()."""
-    command = [
-        str(ROOT / ".venv/bin/ansible-playbook"),
-        "-i",
-        str(ROOT / "inventories/lab"),
-        f"baremetal.nim.{playbook}",
-    ]
+    """The command line of play(); a playbook that is a path is one of the scenario's own."""
+    name = playbook if playbook.endswith(".yml") else f"baremetal.nim.{playbook}"
+    command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(ROOT / "inventories/lab"), name]
     command += ["-e", json.dumps({"lab_name": NAME, **(extra or {})})]
     return [*command, *(["--limit", limit] if limit else []), *args]
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils._driver_plan import sentence
+
 #: What DKMS says when the compiler failed. Source: dkms 3.0 and 3.2.
 _LOG = re.compile(r"Consult (\S*?/([^/\s]+)/([^/\s]+)/build/make\.log)")
 _KERNEL = re.compile(r"Bad return status for module build on kernel: (\S+)")
@@ -35,11 +37,8 @@ def driver_failure(result: Mapping[str, Any], log: str = "") -> dict[str, Any]:
             " knows (nvidia_driver_branch, nvidia_driver_source, nvidia_driver_kernel)."
         )
         return {"log": path, "reason": reason}
-    texts = [
-        " ".join(str(item.get("msg") or item.get("stderr") or item.get("stdout") or "unknown").split())
-        for item in failed
-    ]
-    reason = "; ".join(text if text.endswith(".") else f"{text}." for text in texts)
+    texts = (str(item.get("msg") or item.get("stderr") or item.get("stdout") or "unknown") for item in failed)
+    reason = " ".join(sentence(text) for text in texts)
     if skipped:
         reason += f" The headers of kernel {skipped.group(1)} are not installed, so DKMS built nothing for it."
     return {"log": None, "reason": reason}

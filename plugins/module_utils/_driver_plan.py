@@ -28,7 +28,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """What a program said, in one line that another sentence may follow."""
     line = " ".join(text.split())
     return line if line.endswith((".", "!", "?")) else f"{line}."
@@ -542,7 +542,7 @@ def _preinstalled(host: Host, wanted: Wanted) -> dict[str, Any]:
     problems = []
     cure = "install or load it as your system does, or choose another nvidia_driver_source."
     if driver["error"]:
-        problems.append(f"nvidia-smi does not work: {_sentence(driver['error'])} Wanted a driver that works; {cure}")
+        problems.append(f"nvidia-smi does not work: {sentence(driver['error'])} Wanted a driver that works; {cure}")
     elif not driver["loaded_version"]:
         problems.append(f"no driver is loaded, wanted one of branch {wanted['branch']} or newer; {cure}")
     elif int(driver["loaded_version"].split(".")[0]) < int(wanted["branch"]):
@@ -643,7 +643,7 @@ def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) 
         or (simulated.get("changed") is not None and not simulated.get("msg"))
     )
     if simulated.get("failed") or simulated.get("rc") or not done:
-        said = _sentence(str(simulated.get("msg") or simulated.get("stderr") or "unknown"))
+        said = sentence(str(simulated.get("msg") or simulated.get("stderr") or "unknown"))
         return [
             (
                 f"the transaction cannot be resolved: {said} Wanted {wanted}. Look at: apt-cache policy"

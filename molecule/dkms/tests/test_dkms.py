@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import NAME, ROOT, play_environment
+from conftest import play
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 VERSION = "550.163.01"
@@ -37,19 +35,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 def driver(kernel):
     """Runs the play for a kernel; the caller looks at the exit status."""
-    extra = json.dumps({"lab_name": NAME, "nvidia_driver_kernel": kernel})
-    command = [
-        ROOT / ".venv/bin/ansible-playbook",
-        "-i",
-        ROOT / "inventories/lab",
-        HERE / "driver.yml",
-        "--limit",
-        "gpu01",
-        "-e",
-        extra,
-    ]
-    return subprocess.run([str(word) for word in command], cwd=ROOT, env=play_environment(), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    return play(str(HERE / "driver.yml"), extra={"nvidia_driver_kernel": kernel}, limit="gpu01")
 
 
 def newest(names):

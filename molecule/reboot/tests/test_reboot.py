@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import NAME, ROOT, eventually, play_environment
+from conftest import eventually, play
 
 OLD, NEW = "580.126.20", "580.159.04"
 HERE = pathlib.Path(__file__).resolve().parents[1]
@@ -21,22 +19,8 @@ HERE = pathlib.Path(__file__).resolve().parents[1]
 
 def driver(version, **more):
     """Runs the play for a version; the caller looks at the exit status. An emulated machine is slow to let anybody in."""
-    extra = {
-        "lab_name": NAME,
-        "nvidia_driver_version": version,
-        **{f"nvidia_driver_{key}": value for key, value in more.items()},
-    }
-    command = [
-        ROOT / ".venv/bin/ansible-playbook",
-        "-i",
-        ROOT / "inventories/lab",
-        "-i",
-        HERE / "inventory",
-        HERE / "driver.yml",
-    ]
-    command += ["--limit", "vm01", "-e", json.dumps(extra)]
-    return subprocess.run([str(word) for word in command], cwd=ROOT, env={**play_environment(), "ANSIBLE_TIMEOUT": "60"}, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    extra = {"nvidia_driver_version": version, **{f"nvidia_driver_{key}": value for key, value in more.items()}}
+    return play(str(HERE / "driver.yml"), "-i", str(HERE / "inventory"), "--timeout", "60", extra=extra, limit="vm01")
 
 
 def boot(host):
