@@ -41,6 +41,10 @@ options:
     description: Address that endpoints listen on when a service does not say.
     type: str
     default: 127.0.0.1
+  offline:
+    description: Whether services have no network to registry and weights, when they do not say.
+    type: bool
+    default: false
   cache_size_gb:
     description: Free space in GB that a service wants for its weights when it does not say.
     type: int
@@ -74,6 +78,7 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
         "config_dir": "/etc/nim",
         "state_dir": "/var/lib/nim/services",
         "bind_address": "127.0.0.1",
+        "offline": False,
         "cache_size_gb": 0,
     }
     unknown = set(options) - set(defaults)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 CURES = {
     "auth": "Give a valid key: api_key for the endpoint, NGC_API_KEY for images and weights.",
     "bad_response": "See whether something other than a NIM answers at this address.",
+    "cache_missing": "Fill the cache: cache_seed names a tarball or directory, or copy the cache of another host there.",
     "cache_permission": "Give the cache directory to the user of the image (uid 1000).",
     "crash_loop": "Read the journal, cure the cause, then start the unit again.",
     "dead_engine": "Restart the service: a dead engine does not come back while its health still looks green.",
@@ -31,6 +32,7 @@ CURES = {
     "unit_unreadable": "Run this where systemd runs the service, as a user who may ask it.",
     "unreachable": "Start the service, or correct host, port and firewall.",
     "wrong_answer": "Read the answer; correct expect_regex, prompt or model.",
+    "wrong_contract": "Say the contract in the entry of nim_services.",
     "wrong_model": "Ask for a listed model, or deploy the image and profile of the wanted one.",
 }
 

@@ -384,29 +384,34 @@ def _watched(entry: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     return any(other["path"] == entry["path"] and other["origin"] != "toolkit" for other in host["repositories"])
 
 
-def _restarting(service: dict[str, Any], host: Mapping[str, Any], holders: list[Mapping[str, Any]]) -> bool:
+def _restarting(service: dict[str, Any], port: int, host: Mapping[str, Any], holders: list[Mapping[str, Any]]) -> bool:
     # While its unit restarts, a service's container is not listed though Docker holds its port already, or still.
     now = host["services"].get(service["name"]) or {}
     if not (now.get("unit") or {}).get("exists") or any(item["process"] != "docker-proxy" for item in holders):
         return False
     record = now.get("record")
-    return not record or str(record.get("url", "")).endswith(f":{service['port']}")
+    return not record or str(record.get("url", "")).endswith(f":{port}") or record.get("grpc_port") == port
 
 
 def _ports(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[Problem]:
     problems = []
     own = {port for now in host["services"].values() for port in (now.get("container") or {}).get("ports", [])}
-    for service in services:
-        if service["state"] == "absent" or service["port"] in own:
-            continue
-        holders = [item for item in host["listeners"] if item["port"] == service["port"]]
-        if holders and not _restarting(service, host, holders):
+    wanted = [
+        (service, service[key])
+        for service in services
+        if service["state"] != "absent"
+        for key in ("port", "grpc_port")
+        if service[key] and service[key] not in own
+    ]
+    for service, port in wanted:
+        holders = [item for item in host["listeners"] if item["port"] == port]
+        if holders and not _restarting(service, port, host, holders):
             who = f"{holders[0]['process'] or 'a process'} (pid {holders[0]['pid'] or 'unknown'})"
             problems.append(
                 _problem(
                     "port",
-                    f"service {service['name']}: port {service['port']} is held by {who} on {holders[0]['address']};"
-                    f" stop it (ss -ltnp 'sport = :{service['port']}') or give the service another port.",
+                    f"service {service['name']}: port {port} is held by {who} on {holders[0]['address']};"
+                    f" stop it (ss -ltnp 'sport = :{port}') or give the service another port.",
                 )
             )
     return problems

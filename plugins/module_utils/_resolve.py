@@ -22,10 +22,11 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     RESERVED_VARIABLES,
     SECRET_VARIABLES,
     WEIGHT_VARIABLES,
+    WITHOUT_CHAT,
 )
 
 #: Raised with the unit template: a new form of unit restarts every service once.
-UNIT_FORMAT = 1
+UNIT_FORMAT = 2
 KEYS = {
     "name",
     "image",
@@ -36,10 +37,16 @@ KEYS = {
     "gpus",
     "gpu_shared",
     "port",
+    "grpc_port",
     "bind_address",
     "model",
     "profile",
+    "prefetch",
+    "offline",
+    "cache_seed",
     "env",
+    "log_format",
+    "otel_endpoint",
     "shm_size",
     "ulimits",
     "start_timeout",
@@ -57,6 +64,19 @@ _IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
+
+
+def contract_of(image: str, tag: str) -> str:
+    """Contract of an image by its name and the major version of its tag, empty when neither tells."""
+    name = image.rpartition("/")[2]
+    match = re.match(r"v?(\d+)(?:\.|$)", tag)
+    major = int(match.group(1)) if match else None
+    # A name tells more than a number, which every family counts on its own.
+    for known, facts in sorted(CONTRACTS.items(), key=lambda item: not item[1]["names"]):
+        named = bool(facts["names"]) and bool(re.search(facts["names"], name))
+        if (named and not facts["majors"]) or ((named or not facts["names"]) and major in facts["majors"]):
+            return known
+    return ""
 
 
 class ResolveError(ValueError):
@@ -146,19 +166,24 @@ class Service:
             "image": f"{image}@{digest}" if digest else f"{image}:{tag}",
         }
 
-    def contract(self, tag: str) -> str:
+    def contract(self, image: str, tag: str) -> str:
         """Name of the image generation."""
         name = self.choice("contract", "auto", ["auto", *CONTRACTS])
-        if name != "auto":
-            return name
-        match = re.match(r"v?(\d+)(?:\.|$)", tag)
-        for known, facts in CONTRACTS.items():
-            if match and int(match.group(1)) in facts["majors"]:
-                return known
-        self.problem(
-            f"contract cannot be told from tag {tag!r}; say contract: classic (NIM 1.x) or contract: llm (NIM LLM 2.x, 3.x)."
-        )
-        return next(iter(CONTRACTS))
+        if name == "auto":
+            name = contract_of(image, tag)
+            if not name:
+                self.problem(
+                    f"contract cannot be told from tag {tag!r}; say contract: classic (NIM 1.x), llm (NIM LLM and VLM 2.x, 3.x),"
+                    " native (NeMo Retriever 2.x) or speech (Riva)."
+                )
+        facts = CONTRACTS.get(name) or CONTRACTS["classic"]
+        version = tuple(int(part) for part in re.findall(r"\d+", tag)[:2])
+        for pattern, oldest in facts["oldest"].items():
+            if re.search(pattern, image.rpartition("/")[2]) and len(version) == 2 and version < oldest:
+                self.problem(
+                    f"tag is {tag!r}, wanted {'.'.join(map(str, oldest))} or newer: older images of this kind read other variables."
+                )
+        return name if name in CONTRACTS else "classic"
 
     def gpus(self) -> list[str]:
         """CDI device names (index, uuid, GPU:PART of MIG, or ``all``) of the GPUs the service names; none when it says how many."""
@@ -211,7 +236,12 @@ class Service:
             self.problem(f"env is {type(given).__name__}, wanted a dictionary of variables.")
             given = {}
         env = dict(contract["env"])
-        if self.spec.get("profile"):
+        if self.offline():
+            env.update(contract["offline_env"])
+        if self.choice("log_format", "text", ("text", "json")) == "json":
+            env.update(contract["json_env"])
+        env.update(self.telemetry(contract))
+        if self.spec.get("profile") and contract["prefetch_profile_option"]:
             env["NIM_MODEL_PROFILE"] = str(self.spec["profile"])
         for key, value in given.items():
             # YAML true is "true" to a container, as in a compose file.
@@ -234,6 +264,59 @@ class Service:
                 env[str(key)] = text
                 self.spelling(str(key), contract["variables"])
         return env
+
+    def offline(self) -> bool:
+        """Whether the service has no network to the weights."""
+        return as_bool(self.spec.get("offline", self.defaults.get("offline", False)))
+
+    def telemetry(self, contract: Mapping[str, Any]) -> dict[str, str]:
+        """Variables that send traces and metrics to a collector."""
+        endpoint = str(self.spec.get("otel_endpoint") or "")
+        if not endpoint:
+            return {}
+        if not re.fullmatch(r"https?://\S+", endpoint):
+            self.problem(
+                f"otel_endpoint is {endpoint!r}, wanted the URL of an OTLP collector such as http://otel:4318."
+            )
+        return {
+            key: value.format(endpoint=endpoint, name=f"nim-{self.name}") for key, value in contract["otel_env"].items()
+        }
+
+    def prefetch(self, contract: Mapping[str, Any]) -> list[str]:
+        """The image's command that downloads the weights; empty when there is none, or the image does it by itself."""
+        given = self.spec.get("prefetch")
+        if given is not None and not isinstance(given, (list, tuple)):
+            self.problem(
+                f"prefetch is {type(given).__name__}, wanted a list of words, or an empty list to stage nothing."
+            )
+        command = [str(word) for word in given] if isinstance(given, (list, tuple)) else list(contract["prefetch"])
+        profile = str(self.spec.get("profile") or "")
+        if profile and not contract["prefetch_profile_option"]:
+            self.problem(
+                f"profile is {profile!r}, but images of this generation have none;"
+                f" choose by env: {contract['renamed']['NIM_MODEL_PROFILE']}."
+            )
+        elif profile and given is None:
+            command += [contract["prefetch_profile_option"], profile]
+        return command
+
+    def cache_seed(self) -> str:
+        """Tarball or directory on the host from which the weights come instead of a download."""
+        path = str(self.spec.get("cache_seed") or "")
+        if path and not path.startswith("/"):
+            self.problem(f"cache_seed is {path!r}, wanted the absolute path of a tarball or directory on the host.")
+        return path
+
+    def publish(self, bind: str, port: int, contract: Mapping[str, Any]) -> list[str]:
+        """Ports of the container on the host, as docker run takes them."""
+        address = f"[{bind}]" if ":" in bind else bind
+        ports = [f"{address}:{port}:{contract['container_port']}"]
+        if self.spec.get("grpc_port") is not None:
+            if contract["container_grpc_port"] is None:
+                self.problem("grpc_port is set, but images of this generation serve none; leave it out.")
+            grpc = self.number("grpc_port", 0, 1, 65535)
+            ports.append(f"{address}:{grpc}:{contract['container_grpc_port']}")
+        return ports
 
     def spelling(self, name: str, known: Iterable[str]) -> None:
         """Notes a variable that is nearly a known one: images ignore what they do not know."""
@@ -274,8 +357,8 @@ class Service:
             return []
         return [str(item) for item in given]
 
-    def verify(self) -> dict[str, Any]:
-        """Options for the verifying completion."""
+    def verify(self, image: str, contract: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for the verification; images without chat are asked for their health only."""
         given = self.spec.get("verify") or {}
         if not isinstance(given, Mapping):
             self.problem(f"verify is {type(given).__name__}, wanted a dictionary such as {{prompt: …}}.")
@@ -283,7 +366,12 @@ class Service:
         for key in given:
             if key not in VERIFY_KEYS:
                 self.problem(f"verify has the unknown key {key!r}.{near(str(key), VERIFY_KEYS)}")
-        return {key: value for key, value in given.items() if key in VERIFY_KEYS}
+        options = {key: value for key, value in given.items() if key in VERIFY_KEYS}
+        if "probes" not in options and (
+            "health" in contract["probes"] or re.search(WITHOUT_CHAT, image.rpartition("/")[2])
+        ):
+            options["probes"] = ["health"]
+        return options
 
     def resolve(self) -> dict[str, Any]:
         """The resolved service; problems are in self.problems."""
@@ -306,15 +394,13 @@ class Service:
         if state == "absent":
             return {**common, "remove_cache": as_bool(self.spec.get("remove_cache", False))}
         image = self.image()
-        contract_name = self.contract(image["tag"])
-        contract = CONTRACTS.get(contract_name, CONTRACTS["classic"])
+        contract_name = self.contract(image["repository"], image["tag"])
+        contract = CONTRACTS[contract_name]
         bind = self.bind_address()
         port = self.number("port", 8000, 1, 65535)
         # An endpoint bound everywhere is asked on loopback.
         probe = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bind, f"[{bind}]" if ":" in bind else bind)
-        prefetch = list(contract["prefetch"])
-        if self.spec.get("profile"):
-            prefetch += [contract["prefetch_profile_option"], str(self.spec["profile"])]
+        prefetch = self.prefetch(contract)
         env = self.environment(contract)
         gpus = self.gpus()
         service = {
@@ -328,10 +414,11 @@ class Service:
             "memory_variable": contract["memory_variable"],
             "bind_address": bind,
             "port": port,
-            "publish": f"{f'[{bind}]' if ':' in bind else bind}:{port}:{contract['container_port']}",
+            "grpc_port": as_int(self.spec.get("grpc_port", 0)) or 0,
+            "publish": self.publish(bind, port, contract),
             "url": f"http://{probe}:{port}",
             "ready_path": contract["ready_path"],
-            "cache_mount": contract["cache_mount"],
+            "mounts": dict(contract["mounts"]),
             "cache_bytes": self.number("cache_size_gb", self.defaults.get("cache_size_gb", 0), 0, 100000) * 10**9,
             "uid": self.number("uid", contract["uid"], 0, 2**31),
             "gid": self.number("gid", contract["gid"], 0, 2**31),
@@ -341,11 +428,15 @@ class Service:
             "start_timeout": self.number("start_timeout", contract["start_timeout"], 1, 86400),
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
             "prefetch": prefetch,
-            "verify": self.verify(),
+            "prefetch_entrypoint": contract["prefetch_entrypoint"],
+            "prefetch_env": dict(contract["prefetch_env"]) if self.spec.get("prefetch") is None else {},
+            "offline": self.offline(),
+            "cache_seed": self.cache_seed(),
+            "verify": self.verify(image["repository"], contract),
             "notes": self.notes,
         }
         # What the weights in the cache depend on; a change stages again.
-        weights = {key: service[key] for key in ("image", "prefetch", "cache_mount")}
+        weights = {key: service[key] for key in ("image", "prefetch", "mounts")}
         given = self.spec.get("env")
         if isinstance(given, Mapping):
             # The option `profile` is in prefetch already.
@@ -360,7 +451,7 @@ _RUNTIME = (
     "devices",
     "publish",
     "cache",
-    "cache_mount",
+    "mounts",
     "env",
     "shm_size",
     "ulimits",
@@ -389,12 +480,15 @@ def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[s
         seen[name] = name
         if service["state"] == "absent":
             continue
-        # A port that is none (0) was reported already.
-        other = ports.setdefault(service["port"], name) if service["port"] else name
-        if other != name:
-            problems.append(
-                f"service {name}: port {service['port']} is also the port of service {other}; give one of them another."
-            )
+        for port in (service["port"], service["grpc_port"]):
+            # A port that is none (0) was reported already.
+            other = ports.setdefault(port, name) if port else name
+            if other != name:
+                problems.append(
+                    f"service {name}: port {port} is also the port of service {other}; give one of them another."
+                )
+        if service["port"] and service["port"] == service["grpc_port"]:
+            problems.append(f"service {name}: port and grpc_port are both {service['port']}; give one of them another.")
         placed.append(service)
     return problems + _gpus.conflicts(placed, host)
 
@@ -402,8 +496,8 @@ def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[s
 def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Resolves nim_services of one host.
 
-    HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``
-    and ``cache_size_gb``. Raises ResolveError with every problem of every service.
+    HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``,
+    ``offline`` and ``cache_size_gb``. Raises ResolveError with every problem of every service.
     """
     if not isinstance(services, (list, tuple)):
         raise ResolveError([f"nim_services is {type(services).__name__}, wanted a list of services."])

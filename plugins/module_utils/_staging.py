@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
+
 #: Reads the key from standard input, so that it is in no argument list, no environment of a container's configuration
 #: and no file that the image's user could read; then becomes the image's own command.
 KEY_FROM_STDIN = 'IFS= read -r NGC_API_KEY && export NGC_API_KEY && exec "$@"'
@@ -44,17 +46,54 @@ def stage_command(docker: str, service: Mapping[str, Any], image: Mapping[str, A
         command += ["--device", device]
     for limit in service["ulimits"]:
         command += ["--ulimit", limit]
-    for key, value in sorted(service["env"].items()):
+    for key, value in sorted({**service["env"], **service["prefetch_env"]}.items()):
         command += ["--env", f"{key}={value}"]
-    command += ["--volume", f"{service['path']}:{service['cache_mount']}"]
+    for name, target in sorted(service["mounts"].items()):
+        command += ["--volume", f"{service['path']}{f'/{name}' if name else ''}:{target}"]
     config = image.get("Config") or {}
-    entrypoint = config.get("Entrypoint") or []
+    entrypoint = [] if service["prefetch_entrypoint"] else config.get("Entrypoint") or []
+    # An image that has no command for the download runs as it always does; a variable makes it end after that.
+    words = list(service["prefetch"]) or list(config.get("Cmd") or [])
     if with_key:
         # The image's own entrypoint still runs: as the command that the shell becomes.
-        command += ["--interactive", "--entrypoint", "/bin/sh", image["Id"], "-c", KEY_FROM_STDIN, "sh", *entrypoint]
-    else:
-        command += [image["Id"]]
-    return [*command, *service["prefetch"]]
+        return [
+            *command,
+            "--interactive",
+            "--entrypoint",
+            "/bin/sh",
+            image["Id"],
+            "-c",
+            KEY_FROM_STDIN,
+            "sh",
+            *entrypoint,
+            *words,
+        ]
+    if service["prefetch_entrypoint"]:
+        return [*command, "--entrypoint", words[0], image["Id"], *words[1:]]
+    return [*command, image["Id"], *words]
+
+
+#: Tarball or directory, cache, owner. Files of other owners could not be replaced by the image's user.
+_SEED = 'set -e; {copy}; chown --recursive --no-dereference "$3" "$2"'
+
+
+def seed_command(seed: str, path: str, uid: int, gid: int, directory: bool) -> list[str]:
+    """The command that fills the cache PATH from SEED, a tarball or a directory with the content of a cache."""
+    copy = (
+        'cp --archive --no-target-directory "$1" "$2"'
+        if directory
+        else 'tar --extract --no-same-owner --file "$1" --directory "$2"'
+    )
+    return ["/bin/sh", "-c", _SEED.format(copy=copy), "sh", seed, path, f"{uid}:{gid}"]
+
+
+def contract_problem(contract: str, image: Mapping[str, Any]) -> str:
+    """What an inspected image's label says against CONTRACT, empty when nothing. An image without the label tells nothing."""
+    said = ((image.get("Config") or {}).get("Labels") or {}).get(PROTOCOL_LABEL)
+    if not contract or not said or (said == NATIVE_PROTOCOL) == (contract == "native"):
+        return ""
+    right = "native" if said == NATIVE_PROTOCOL else "classic or llm"
+    return f"contract is {contract}, but the image's label {PROTOCOL_LABEL} is {said}, wanted contract: {right}."
 
 
 def image_reference(image: Mapping[str, Any], repository: str) -> str:

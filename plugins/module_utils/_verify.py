@@ -148,6 +148,11 @@ class Verification:
     def _verify(self) -> None:
         options = self._options
         endpoint = self._endpoint
+        if "health" in options["probes"]:
+            if self._watch:
+                self._watch.check(force=True)
+            self._note("verified", "ready")
+            return
         self.result["models"] = endpoint.models()
         model = choose_model(options["model"], self.result["models"])
         self.result["model"] = self._model = model

@@ -67,9 +67,10 @@ options:
       - V(completion) is a plain answer.
       - V(stream) is an answer streamed as server-sent events.
       - An empty list only waits and checks the model.
+      - V(health) asks for nothing but readiness. It is for images that serve no chat, and stands alone.
     type: list
     elements: str
-    choices: [completion, stream]
+    choices: [completion, stream, health]
     default: [completion, stream]
   expect_regex:
     description: Regular expression (Python) that must be found in the content of every answer.
@@ -390,7 +391,7 @@ ARGUMENT_SPEC = {
     "probes": {
         "type": "list",
         "elements": "str",
-        "choices": ["completion", "stream"],
+        "choices": ["completion", "stream", "health"],
         "default": ["completion", "stream"],
     },
     "expect_regex": {"type": "str"},
@@ -436,6 +437,10 @@ def option_problems(options: dict[str, Any]) -> list[str]:
             problems.append(f"{name} is {options[name]:g}, it must be above 0")
     if options["journal_lines"] < 0:
         problems.append(f"journal_lines is {options['journal_lines']}, it must not be below 0")
+    if "health" in options["probes"] and len(options["probes"]) > 1:
+        problems.append(
+            f"probes are {', '.join(options['probes'])}, but health stands alone: leave out the others, or health"
+        )
     if not options["ready_path"].startswith("/"):
         problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
     if options["unit"] is not None and not UNIT_NAME.fullmatch(options["unit"]):

@@ -46,10 +46,11 @@ options:
     description: Directory of the cache on the host.
     type: path
     required: true
-  cache_mount:
-    description: Where the image wants its cache.
-    type: path
-    default: /opt/nim/.cache
+  mounts:
+    description: Where the image wants the directories of the cache (keys; an empty one is the cache itself).
+    type: dict
+    default:
+      "": /opt/nim/.cache
   uid:
     description: Numeric user that the image runs as.
     type: int
@@ -59,10 +60,29 @@ options:
     type: int
     default: 1000
   prefetch:
-    description: The image's command that downloads the weights.
+    description: The image's command that downloads the weights. Without one, and without O(prefetch_env), there are none to stage.
     type: list
     elements: str
     default: [download-to-cache]
+  prefetch_entrypoint:
+    description: Whether that command is run in place of the image's entrypoint, and not by it.
+    type: bool
+    default: false
+  prefetch_env:
+    description: Variables that make the image itself download and end, where it has no command for that.
+    type: dict
+    default: {}
+  offline:
+    description:
+      - Whether image and weights are on the host already, by other means. Nothing is pulled or downloaded then, and what is
+        missing is a failure.
+    type: bool
+    default: false
+  seed:
+    description:
+      - Tarball (in any form that GNU tar reads) or directory on the host with the content of such a cache, from which the weights
+        come instead of a download.
+    type: path
   devices:
     description: CDI names of the GPUs, so that the image chooses the profile that fits them.
     type: list
@@ -77,6 +97,10 @@ options:
     description: Variables of the service. They choose profile and source of the weights.
     type: dict
     default: {}
+  contract:
+    description: Generation of the image. An image whose label tells another one is refused.
+    type: str
+    default: ""
   stage_key:
     description:
       - Identity of what is to be staged. Weights staged under the same key are not staged again.
@@ -242,9 +266,14 @@ class Stage:
 
     # -- directory -------------------------------------------------------------------------------------------------
 
-    def directory(self) -> None:
-        """Creates the cache, gives it to the image's user and proves that this user can write there."""
-        path, uid, gid = self.params["path"], self.params["uid"], self.params["gid"]
+    def directories(self) -> list[str]:
+        """The cache and those directories in it that the image mounts."""
+        path = self.params["path"]
+        return [path, *(os.path.join(path, name) for name in sorted(self.params["mounts"]) if name)]
+
+    def directory(self, path: str) -> None:
+        """Creates a directory of the cache and gives it to the image's user."""
+        uid, gid = self.params["uid"], self.params["gid"]
         try:
             if not os.path.isdir(path):
                 self.changed = True
@@ -266,9 +295,9 @@ class Stage:
                 command=f"findmnt -T {path}; ls -ldn {path}",
             )
 
-    def write_test(self) -> None:
+    def write_test(self, path: str) -> None:
         """Writes as the image's user; a file system may refuse what the mode bits allow (read-only, NFS root squash)."""
-        path, uid, gid = self.params["path"], self.params["uid"], self.params["gid"]
+        uid, gid = self.params["uid"], self.params["gid"]
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -474,24 +503,76 @@ class Stage:
             result["image_reference"] = _staging.image_reference(image, self.params["repository"])
         return result
 
+    def staging_unit(self) -> str:
+        """The unit that brings the weights."""
+        return f"nim-stage-{self.params['name']}.service"
+
+    def staging(self) -> str:
+        """How the weights come, in words."""
+        name = self.params["name"]
+        return f"copy of the weights of {name}" if self.params["seed"] else f"download of the weights of {name}"
+
+    def pulled(self) -> bool:
+        """Pulls the image; False when out of time."""
+        if self.params["offline"]:
+            self.fail(
+                f"{self.params['image']} is not on the host, and the service is offline.",
+                "image_missing",
+                command="docker load --input ARCHIVE",
+            )
+        unit = f"nim-pull-{self.params['name']}.service"
+        argv = _staging.pull_command(self.docker, self.params["image"])
+        done = self.carry(unit, f"pull of {self.params['image']}", argv)
+        if not done:
+            self.detail = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
+        return done
+
+    def fetched(self, image: dict[str, Any]) -> bool:
+        """Brings the weights from where the options say; False when out of time."""
+        seed, key = self.params["seed"], self.params["api_key"]
+        if seed:
+            if not os.path.exists(seed):
+                self.fail(
+                    f"cache_seed {seed} does not exist, wanted a tarball or a directory with the content of a cache.",
+                    "cache_missing",
+                    command=f"ls -l {os.path.dirname(seed)}",
+                )
+            argv = _staging.seed_command(
+                seed, self.params["path"], self.params["uid"], self.params["gid"], os.path.isdir(seed)
+            )
+            return self.carry(self.staging_unit(), self.staging(), argv)
+        if self.params["offline"]:
+            if not any(set(files) - {STAGED_MARKER} for _path, _directories, files in os.walk(self.params["path"])):
+                self.fail(
+                    f"cache {self.params['path']} is empty, and the service is offline.",
+                    "cache_missing",
+                    command=f"ls -la {self.params['path']}",
+                )
+            return True
+        if not self.params["prefetch"] and not self.params["prefetch_env"]:
+            return True
+        before = [self.docker, "rm", "--force", f"nim-stage-{self.params['name']}"]
+        argv = _staging.stage_command(self.docker, self.params, image, bool(key))
+        return self.carry(self.staging_unit(), self.staging(), argv, key, before)
+
     def main(self) -> dict[str, Any]:
         """The whole way, or as far as the time allows."""
         self.docker = self.module.get_bin_path("docker") or self.docker
-        self.directory()
+        for path in self.directories():
+            self.directory(path)
+            if self.changed and self.module.check_mode:
+                break
         if self.module.check_mode:
             return {**self.result(waiting=False), "changed": self.changed or not self.staged()}
-        name = self.params["name"]
-        stage, weights = f"nim-stage-{name}.service", f"download of the weights of {name}"
+        stage, weights = self.staging_unit(), self.staging()
         if not self.staged() and not self.under_way(stage, weights):
-            self.write_test()
+            for path in self.directories():
+                self.write_test(path)
             self.free_space()
         self.phase = "image"
         image = self.inspect()
         if image is None:
-            unit = f"nim-pull-{name}.service"
-            argv = _staging.pull_command(self.docker, self.params["image"])
-            if not self.carry(unit, f"pull of {self.params['image']}", argv):
-                self.detail = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
+            if not self.pulled():
                 return self.result(waiting=True)
             image = self.inspect()
             if image is None:
@@ -500,15 +581,17 @@ class Stage:
                     "image_missing",
                     command=f"docker pull {self.params['image']}",
                 )
+        problem = _staging.contract_problem(self.params["contract"], image)
+        if problem:
+            self.fail(problem, "wrong_contract", command=f"docker image inspect {self.params['image']}")
         self.phase = "weights"
         if not self.staged(image):
-            before = [self.docker, "rm", "--force", f"nim-stage-{name}"]
-            argv = _staging.stage_command(self.docker, self.params, image, bool(self.params["api_key"]))
-            if not self.carry(stage, weights, argv, self.params["api_key"], before):
+            if not self.fetched(image):
                 self.detail = _staging.amount(self.size())
                 self.last_log = _staging.last_line(self.journal(self.unit_state(stage), 5))
                 return self.result(waiting=True, image=image)
             self.write_marker(image, self.size())
+            self.changed = True
         self.phase = "done"
         return {**self.result(waiting=False, image=image), "bytes": self.size()}
 
@@ -521,13 +604,18 @@ def main() -> None:
             "image": {"type": "str", "required": True},
             "repository": {"type": "str", "required": True},
             "path": {"type": "path", "required": True},
-            "cache_mount": {"type": "path", "default": "/opt/nim/.cache"},
+            "mounts": {"type": "dict", "default": {"": "/opt/nim/.cache"}},
             "uid": {"type": "int", "default": 1000},
             "gid": {"type": "int", "default": 1000},
             "prefetch": {"type": "list", "elements": "str", "default": ["download-to-cache"]},
+            "prefetch_entrypoint": {"type": "bool", "default": False},
+            "prefetch_env": {"type": "dict", "default": {}},
+            "offline": {"type": "bool", "default": False},
+            "seed": {"type": "path"},
             "devices": {"type": "list", "elements": "str", "default": []},
             "ulimits": {"type": "list", "elements": "str", "default": []},
             "env": {"type": "dict", "default": {}},
+            "contract": {"type": "str", "default": ""},
             "stage_key": {"type": "str", "required": True, "no_log": False},
             "cache_bytes": {"type": "int", "default": 0},
             "api_key": {"type": "str", "no_log": True},

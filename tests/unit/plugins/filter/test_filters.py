@@ -83,7 +83,7 @@ def test_resolve_services_takes_what_it_documents():
     )
     assert (service["cache"], service["publish"], service["cache_bytes"]) == (
         "/srv/nim/llama",
-        "10.1.0.4:8000:8000",
+        ["10.1.0.4:8000:8000"],
         20 * 10**9,
     )
 

@@ -61,8 +61,8 @@ WANTED = {
     "driver_plan": {"source": "preinstalled", "branch": "580", "change": "none", "problems": [], "prerequisites": []},
     "disk_gb": {DOCKER: 40, CACHE: 40},
 }
-LLAMA = {"name": "llama", "state": "present", "port": 8000, "contract": "classic"}
-PHI = {"name": "phi", "state": "present", "port": 8001, "contract": "llm"}
+LLAMA = {"name": "llama", "state": "present", "port": 8000, "grpc_port": 0, "contract": "classic"}
+PHI = {"name": "phi", "state": "present", "port": 8001, "grpc_port": 0, "contract": "llm"}
 #: llama as it is on a host where it runs.
 RUNNING = {"record": {"name": "llama"}, "container": {"running": True, "ports": [8000]}}
 

@@ -33,6 +33,7 @@ DEFAULTS = {
 HOST = {"gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"], "services": {}, "images": {}}
 GPU0, GPU1 = (gpu["uuid"] for gpu in HOST["gpus"])
 UNSET = object()
+HUB = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 SHARES = {"gpu_shared": True, "env": {"NIM_KVCACHE_PERCENT": 0.4}}
 
 
@@ -78,10 +79,11 @@ def test_classic_service():
             "devices": ["nvidia.com/gpu=0"],
             "bind_address": "127.0.0.1",
             "port": 8000,
-            "publish": "127.0.0.1:8000:8000",
+            "grpc_port": 0,
+            "publish": ["127.0.0.1:8000:8000"],
             "url": "http://127.0.0.1:8000",
             "ready_path": "/v1/health/ready",
-            "cache_mount": "/opt/nim/.cache",
+            "mounts": {"": "/opt/nim/.cache"},
             "cache_bytes": 0,
             "uid": 1000,
             "gid": 1000,
@@ -91,12 +93,16 @@ def test_classic_service():
             "start_timeout": 1800,
             "stop_timeout": 60,
             "prefetch": ["download-to-cache"],
+            "prefetch_entrypoint": False,
+            "prefetch_env": {},
+            "offline": False,
+            "cache_seed": "",
             "verify": {},
             "notes": [],
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
-            "stage_key": "5cf60d61b0f464370a4259aa3943063e7f011f9423f53bc9e2d5245f79512222",
-            "config_hash": "2fa67e818c28728aa6f37460b8b33ae2f7333c20155f79d383a720c195a3614d",
+            "stage_key": "f3511fcfb16806325f8a46f1d13d2c343d33d7be8df04510fa9316d0b2f2f5c7",
+            "config_hash": "efc042ad1d2d2755459de17c24fe564d10476f7aae22d86eab68b32e2de3481d",
         }
     ]
 
@@ -151,20 +157,20 @@ def test_classic_service():
         ),
         pytest.param(
             {"port": "8001"},
-            {"port": 8001, "publish": "127.0.0.1:8001:8000", "url": "http://127.0.0.1:8001"},
+            {"port": 8001, "publish": ["127.0.0.1:8001:8000"], "url": "http://127.0.0.1:8001"},
             id="port-from-survey",
         ),
         pytest.param(
             {"bind_address": "0.0.0.0"},  # noqa: S104 - what an operator writes
-            {"publish": "0.0.0.0:8000:8000", "url": "http://127.0.0.1:8000"},
+            {"publish": ["0.0.0.0:8000:8000"], "url": "http://127.0.0.1:8000"},
             id="everywhere-is-asked-on-loopback",
         ),
         pytest.param(
-            {"bind_address": "::"}, {"publish": "[::]:8000:8000", "url": "http://[::1]:8000"}, id="everywhere-ipv6"
+            {"bind_address": "::"}, {"publish": ["[::]:8000:8000"], "url": "http://[::1]:8000"}, id="everywhere-ipv6"
         ),
         pytest.param(
             {"bind_address": "fd00:10::7"},
-            {"bind_address": "fd00:10::7", "publish": "[fd00:10::7]:8000:8000", "url": "http://[fd00:10::7]:8000"},
+            {"bind_address": "fd00:10::7", "publish": ["[fd00:10::7]:8000:8000"], "url": "http://[fd00:10::7]:8000"},
             id="ipv6",
         ),
         pytest.param({"bind_address": ""}, {"bind_address": "127.0.0.1"}, id="empty-bind-address-from-survey"),
@@ -240,6 +246,139 @@ def test_variable_that_is_nearly_a_known_one_is_told(env, notes):
         assert words in note
 
 
+@pytest.mark.parametrize(
+    ("image", "tag", "contract"),
+    [
+        ("meta/llama-3.1-8b-instruct", "1.8.6", "classic"),
+        ("meta/llama-3.1-8b-instruct", "2.0.10", "llm"),
+        ("nvidia/model-free-nim", "2.0.13", "llm"),
+        ("nvidia/nemotron-nano-12b-v2-vl", "2.1.1", "llm"),
+        ("nvidia/llama-3.2-nv-embedqa-1b-v2", "1.10.0", "classic"),
+        ("nvidia/nemotron-3-embed-1b", "2.2.2", "native"),
+        ("nvidia/llama-nemotron-rerank-vl-1b-v2", "2.3.0", "native"),
+        ("nvidia/nemotron-ocr-v2", "2.0.1", "native"),
+        ("nvidia/nemotron-object-detection", "2.0.1", "native"),
+        ("nvidia/parakeet-1-1b-ctc-en-us", "1.5.0", "speech"),
+        ("nvidia/riva-translate-1.6b", "1.3.2", "speech"),
+        ("nvidia/magpie-tts-multilingual", "1.6.0", "speech"),
+        ("nvidia/nemotron-asr-streaming", "26.10", "speech"),
+        ("mit/boltz2", "1.8.0", "classic"),
+        ("nvidia/nemotron-3-embed-1b", "latest-rc", ""),
+        ("meta/llama", "25.04", ""),
+        ("meta/llama", "", ""),
+    ],
+)
+def test_contract_of_an_image(image, tag, contract):
+    assert _resolve.contract_of(f"nvcr.io/nim/{image}", tag) == contract
+
+
+def family(image, tag, **changes):
+    """A service of another family than LLMs."""
+    return spec(image=f"nvcr.io/nim/nvidia/{image}", tag=tag, **changes)
+
+
+def test_native_service():
+    (service,) = resolve(family("nemotron-3-embed-1b", "2.2.2", env={"NIM_ENGINE_PRECISION": "fp16"}))
+    assert service["contract"] == "native"
+    assert service["mounts"] == {"model": "/model", "kernels": "/opt/cache"}
+    assert (service["prefetch"], service["prefetch_env"]) == ([], {"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"})
+    assert service["env"] == {
+        "NIM_ENGINE_MODEL_DOWNLOAD_PROVIDER": "ngc",
+        "NIM_ENGINE_MODEL_PATH": "/model",
+        "NIM_ENGINE_PRECISION": "fp16",
+        "NIM_SERVER_BIND_ADDR": "0.0.0.0:8000",
+        "NIM_TELEMETRY_MODE": "0",
+    }
+    assert service["publish"] == ["127.0.0.1:8000:8000"]
+    assert service["verify"] == {"probes": ["health"]}
+
+
+def test_speech_service():
+    (service,) = resolve(
+        family("parakeet-1-1b-ctc-en-us", "1.5.0", grpc_port=50051, env={"NIM_TAGS_SELECTOR": "mode=str"})
+    )
+    assert service["contract"] == "speech"
+    assert service["publish"] == ["127.0.0.1:8000:9000", "127.0.0.1:50051:50051"]
+    assert (service["uid"], service["gid"], service["shm_size"], service["start_timeout"]) == (0, 0, "8g", 3000)
+    assert (service["prefetch"], service["prefetch_entrypoint"]) == (["nim_download_to_cache"], True)
+    assert service["env"]["NIM_HTTP_API_PORT"] == "9000"
+    assert service["mounts"] == {"": "/opt/nim/.cache"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "verify"),
+    [
+        (spec(), {}),
+        (family("llama-3.2-nv-embedqa-1b-v2", "1.10.0"), {"probes": ["health"]}),
+        (family("boltz2", "1.8.0"), {"probes": ["health"]}),
+        (family("boltz2", "1.8.0", verify={"probes": []}), {"probes": []}),
+        (family("nemotron-nano-12b-v2-vl", "2.1.1", verify={"prompt": "Hello"}), {"prompt": "Hello"}),
+    ],
+    ids=["llm", "retriever-1", "bionemo", "the-operator-knows-better", "vlm"],
+)
+def test_images_without_chat_are_asked_for_their_health(entry, verify):
+    assert resolve(entry)[0]["verify"] == verify
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"offline": True}, HUB),
+        ({"tag": "2.0.10", "offline": "yes"}, {**HUB, "NIM_DISABLE_MODEL_DOWNLOAD": "1"}),
+        (
+            {"tag": "2.0.10", "offline": True, "env": {"NIM_DISABLE_MODEL_DOWNLOAD": 0}},
+            {**HUB, "NIM_DISABLE_MODEL_DOWNLOAD": "0"},
+        ),
+        ({"log_format": "json"}, {"NIM_JSONL_LOGGING": "1"}),
+        (
+            {"otel_endpoint": "http://otel:4318"},
+            {
+                "NIM_ENABLE_OTEL": "1",
+                "NIM_OTEL_SERVICE_NAME": "nim-llama",
+                "NIM_OTEL_TRACES_EXPORTER": "otlp",
+                "NIM_OTEL_METRICS_EXPORTER": "otlp",
+                "NIM_OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318",
+            },
+        ),
+        (
+            {"tag": "2.0.10", "otel_endpoint": "http://otel:4318"},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318", "OTEL_SERVICE_NAME": "nim-llama"},
+        ),
+        ({"log_format": "text", "offline": False, "otel_endpoint": ""}, {}),
+    ],
+    ids=["offline", "offline-2", "env-wins", "json", "otel-1", "otel-2", "as-by-default"],
+)  # fmt: skip
+def test_switches_are_variables_of_the_generation(changes, expected):
+    assert resolve(spec(**changes))[0]["env"] == {"NIM_TELEMETRY_MODE": "0", **expected}
+
+
+def test_switches_do_not_stage_again():
+    keys = {
+        resolve(spec(**changes))[0]["stage_key"]
+        for changes in ({}, {"offline": True}, {"log_format": "json"}, {"cache_seed": "/srv/x"})
+    }
+    assert len(keys) == 1
+
+
+def test_offline_play():
+    online, offline = spec(name="a", port=8001, offline=False), spec(name="b", gpus=[1])
+    assert [service["offline"] for service in resolve(online, offline, offline=True)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "prefetch", "prefetch_env"),
+    [
+        ({"prefetch": []}, [], {}),
+        ({"prefetch": ["download-to-cache", "--all"]}, ["download-to-cache", "--all"], {}),
+        ({"prefetch": ["fetch"], "profile": "p"}, ["fetch"], {}),
+    ],
+    ids=["none", "another", "with-a-profile-of-its-own"],
+)
+def test_command_of_the_image_that_downloads(changes, prefetch, prefetch_env):
+    (service,) = resolve(spec(**changes))
+    assert (service["prefetch"], service["prefetch_env"]) == (prefetch, prefetch_env)
+
+
 def test_defaults_of_the_play():
     (service,) = resolve(
         spec(),
@@ -259,7 +398,7 @@ def test_defaults_of_the_play():
         "/srv/nim/llama",
         "/etc/opt/nim/llama.env",
         "/srv/records/llama.json",
-        "10.1.0.4:8000:8000",
+        ["10.1.0.4:8000:8000"],
         20 * 10**9,
     )
 
@@ -298,6 +437,36 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
             {"name": UNSET},
             ["(without a name)", "name is ''", "lower-case letters, digits and hyphens"],
             id="name-missing",
+        ),
+        pytest.param(
+            {"image": "nvcr.io/nim/nvidia/nemotron-3-embed-1b", "tag": "2.0.1"},
+            ["tag is '2.0.1'", "wanted 2.2 or newer", "other variables"],
+            id="retriever-too-old",
+        ),
+        pytest.param(
+            {"contract": "native", "env": {"NIM_MODEL_PATH": "/x"}},
+            ["NIM_MODEL_PATH", "wanted NIM_ENGINE_MODEL_PATH"],
+            id="variable-that-retriever-retired",
+        ),
+        pytest.param(
+            {"contract": "native", "profile": "p"},
+            ["profile is 'p'", "have none", "NIM_ENGINE_PRECISION"],
+            id="profile-of-native",
+        ),
+        pytest.param(
+            {"contract": "speech", "profile": "p"}, ["profile is 'p'", "NIM_TAGS_SELECTOR"], id="profile-of-speech"
+        ),
+        pytest.param({"grpc_port": 50051}, ["grpc_port is set", "serve none"], id="grpc-of-an-llm"),
+        pytest.param({"contract": "speech", "grpc_port": 0}, ["grpc_port is 0", "from 1"], id="grpc-port-of-none"),
+        pytest.param(
+            {"contract": "speech", "grpc_port": 8000}, ["port and grpc_port are both 8000"], id="grpc-port-of-its-own"
+        ),
+        pytest.param({"env": {"NIM_GRPC_API_PORT": 1}}, ["NIM_GRPC_API_PORT", "option grpc_port"], id="env-grpc-port"),
+        pytest.param({"prefetch": "all"}, ["prefetch is str", "list of words"], id="prefetch-of-a-string"),
+        pytest.param({"cache_seed": "seed.tar"}, ["cache_seed is 'seed.tar'", "absolute path"], id="seed-relative"),
+        pytest.param({"log_format": "jsonl"}, ["log_format is 'jsonl'", "json, text"], id="log-format"),
+        pytest.param(
+            {"otel_endpoint": "otel:4317"}, ["otel_endpoint is 'otel:4317'", "wanted the URL"], id="otel-endpoint"
         ),
         pytest.param({"name": "Llama"}, ["service Llama:", "name is 'Llama'", "lower-case"], id="name-upper-case"),
         pytest.param({"name": "llama_3"}, ["'llama_3'", "hyphens"], id="name-underscore"),
@@ -361,7 +530,7 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
         pytest.param(
             {"tag": "25.04"}, ["from tag '25.04'", "contract: classic (NIM 1.x)"], id="contract-of-unknown-major"
         ),
-        pytest.param({"tag": "stable"}, ["from tag 'stable'", "contract: llm (NIM LLM 2.x"], id="contract-of-a-word"),
+        pytest.param({"tag": "stable"}, ["from tag 'stable'", "llm (NIM LLM and VLM 2.x"], id="contract-of-a-word"),
         pytest.param({"tag": UNSET, "digest": DIGEST}, ["from tag ''", "say contract"], id="contract-of-a-digest"),
         pytest.param({"port": 0}, ["port is 0", "from 1 to 65535"], id="port-zero"),
         pytest.param({"port": 65536}, ["port is 65536", "from 1 to 65535"], id="port-too-high"),
@@ -552,6 +721,10 @@ def test_hashes_do_not_depend_on_the_order_of_keys_or_on_spelling():
 
 
 RUNTIME = {
+    "offline": {"offline": True},
+    "log_format": {"log_format": "json"},
+    "otel_endpoint": {"otel_endpoint": "http://otel:4318"},
+    "grpc_port": {"contract": "speech", "grpc_port": 50051},
     "tag": {"tag": "1.8.7"},
     "image": {"image": "nvcr.io/nim/meta/llama-3.1-70b-instruct"},
     "digest": {"digest": DIGEST},
@@ -569,6 +742,8 @@ OTHERS = {
     "verify": {"verify": {"prompt": "Hello"}},
     "model": {"model": "meta/llama-3.1-8b-instruct"},
     "start_timeout": {"start_timeout": 3600},
+    "prefetch": {"prefetch": ["download-to-cache", "--all"]},
+    "cache_seed": {"cache_seed": "/srv/llama.tar"},
     "cache_size_gb": {"cache_size_gb": 20},
     "gpu_shared": {"gpu_shared": True},
     "remove_cache": {"remove_cache": True},
@@ -594,7 +769,10 @@ def test_every_key_of_a_service_is_in_one_of_the_two_tables():
 
 @pytest.mark.parametrize(
     ("changes", "same"),
-    [(changes, key not in ("tag", "image", "digest", "profile")) for key, changes in {**RUNTIME, **OTHERS}.items()],
+    [
+        (changes, key not in ("tag", "image", "digest", "profile", "prefetch", "grpc_port"))
+        for key, changes in {**RUNTIME, **OTHERS}.items()
+    ],
     ids=[*RUNTIME, *OTHERS],
 )
 def test_stage_key_changes_with_image_and_profile_only(changes, same):
@@ -832,7 +1010,7 @@ def test_resolving_changes_neither_the_input_nor_the_contracts():
 
 
 def test_each_major_version_has_one_contract():
-    majors = [major for facts in CONTRACTS.values() for major in facts["majors"]]
+    majors = [major for facts in CONTRACTS.values() for major in facts["majors"] if not facts["names"]]
     assert len(majors) == len(set(majors))
     first, *others = (set(facts) for facts in CONTRACTS.values())
     assert all(keys == first for keys in others)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
+import tarfile
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._contracts import PROTOCOL_LABEL
 
 DOCKER = "/usr/bin/docker"
 KEY = "nvapi-9J3k2LmNoPqRsTuVwXyZ"
@@ -20,11 +23,13 @@ SERVICE = {
     "name": "llama",
     "image": f"{REPOSITORY}:1.8.6",
     "path": "/var/lib/nim/cache/llama",
-    "cache_mount": "/opt/nim/.cache",
+    "mounts": {"": "/opt/nim/.cache"},
     "devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"],
     "ulimits": ["memlock=-1", "nofile=65536"],
     "env": {"NIM_TELEMETRY_MODE": "0", "NIM_MODEL_PROFILE": "tp2 bf16"},
     "prefetch": ["download-to-cache", "-p", "tp2 bf16"],
+    "prefetch_entrypoint": False,
+    "prefetch_env": {},
     "stage_key": "9c1185a5c5e9fc54612808977ee8f548b2258d31",
     "api_key": KEY,
 }
@@ -45,6 +50,20 @@ OPTIONS += ["--env", "NIM_MODEL_PROFILE=tp2 bf16", "--env", "NIM_TELEMETRY_MODE=
 VOLUME = ["--volume", "/var/lib/nim/cache/llama:/opt/nim/.cache"]
 SHELL = ["--interactive", "--entrypoint", "/bin/sh", IMAGE_ID, "-c", _staging.KEY_FROM_STDIN, "sh"]
 BARE = {**SERVICE, "devices": [], "ulimits": [], "env": {}, "prefetch": ["download-to-cache"]}
+NATIVE = {
+    **BARE,
+    "prefetch": [],
+    "prefetch_env": {"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"},
+    "mounts": {"model": "/model", "kernels": "/opt/cache"},
+}
+ONCE = ["--env", "NIM_ENGINE_MODEL_DOWNLOAD_ONLY=1"]
+TWO_VOLUMES = [
+    "--volume",
+    "/var/lib/nim/cache/llama/kernels:/opt/cache",
+    "--volume",
+    "/var/lib/nim/cache/llama/model:/model",
+]
+SPEECH = {**BARE, "prefetch": ["nim_download_to_cache"], "prefetch_entrypoint": True}
 
 
 def test_pull_command():
@@ -74,6 +93,28 @@ def test_pull_command():
         ),
         pytest.param(
             BARE, {"Id": IMAGE_ID}, True, [*HEAD, *VOLUME, *SHELL, "download-to-cache"], id="no-configuration"
+        ),
+        pytest.param(
+            NATIVE,
+            IMAGE,
+            True,
+            [*HEAD, *ONCE, *TWO_VOLUMES, *SHELL, "/opt/nvidia/nvidia_entrypoint.sh", "--", "start"],
+            id="image-that-downloads-by-itself",
+        ),
+        pytest.param(NATIVE, IMAGE, False, [*HEAD, *ONCE, *TWO_VOLUMES, IMAGE_ID, "start"], id="the-same-without-key"),
+        pytest.param(
+            SPEECH,
+            IMAGE,
+            True,
+            [*HEAD, *VOLUME, *SHELL, "nim_download_to_cache"],
+            id="command-in-place-of-the-entrypoint",
+        ),
+        pytest.param(
+            SPEECH,
+            IMAGE,
+            False,
+            [*HEAD, *VOLUME, "--entrypoint", "nim_download_to_cache", IMAGE_ID],
+            id="in-place-without-key",
         ),
     ],
 )
@@ -107,6 +148,49 @@ def test_transient_unit(key_file, properties):
         DOCKER,
         "run",
     ]
+
+
+@pytest.mark.parametrize("kind", ["directory", "plain", "compressed"])
+def test_a_seed_fills_the_cache(tmp_path, kind):
+    """The command, run for real: content, links and owner as a download would leave them."""
+    seed, cache = tmp_path / "seed of ours", tmp_path / "cache"
+    (seed / "ngc/hub/blobs").mkdir(parents=True)
+    (seed / "ngc/hub/blobs/1f2e").write_text("weights")
+    (seed / "ngc/hub/snapshot").symlink_to("blobs/1f2e")
+    cache.mkdir()
+    (cache / "left").write_text("of a run that was cut off")
+    source = seed
+    if kind != "directory":
+        source = tmp_path / f"seed.tar{'.gz' if kind == 'compressed' else ''}"
+        with tarfile.open(source, "w:gz" if kind == "compressed" else "w") as archive:
+            archive.add(seed, ".")
+    command = _staging.seed_command(str(source), str(cache), os.getuid(), os.getgid(), kind == "directory")
+    subprocess.run(command, check=True)
+    assert (cache / "ngc/hub/snapshot").read_text() == "weights" and (cache / "ngc/hub/snapshot").is_symlink()
+    assert (cache / "ngc/hub/blobs/1f2e").stat().st_uid == os.getuid()
+
+
+def test_a_seed_that_cannot_be_read_fails(tmp_path):
+    (tmp_path / "seed.tar").write_text("no archive")
+    command = _staging.seed_command(str(tmp_path / "seed.tar"), str(tmp_path), 0, 0, False)
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("contract", "labels", "said"),
+    [
+        ("native", {PROTOCOL_LABEL: "native-v1"}, []),
+        ("native", {}, []),
+        ("llm", None, []),
+        ("", {PROTOCOL_LABEL: "native-v1"}, []),
+        ("llm", {PROTOCOL_LABEL: "native-v1"}, ["contract is llm", "is native-v1", "wanted contract: native"]),
+        ("native", {PROTOCOL_LABEL: "legacy"}, ["contract is native", "is legacy", "classic or llm"]),
+    ],
+)
+def test_the_images_label_speaks_against_another_contract(contract, labels, said):
+    problem = _staging.contract_problem(contract, {"Id": IMAGE_ID, "Config": {"Labels": labels}})
+    assert bool(problem) == bool(said)
+    assert all(words in problem for words in said)
 
 
 def test_the_key_is_in_no_command():

@@ -214,6 +214,13 @@ def test_no_probe_only_waits_and_checks_the_model(call):
     assert (result["phase"], result["content"]) == ("verified", None)
 
 
+def test_health_alone_asks_for_nothing_else(call):
+    with NimServer() as nim:
+        result = call(nim.url, probes=["health"])
+        assert (nim.asked("/v1/chat/completions"), nim.asked("/v1/models")) == ([], [])
+    assert (result["phase"], result["model"], result["ttft"]) == ("verified", None, None)
+
+
 def test_waits_through_503(call):
     with NimServer(starting_for=0.6) as nim:
         result = call(nim.url)
@@ -506,6 +513,7 @@ def test_expect_regex(call, fail):
         ({"client_key": "/nowhere/key.pem"}, "client_cert"),
         ({"prompt": "a", "messages": []}, "mutually exclusive"),
         ({"probes": ["embedding"]}, "probes"),
+        ({"probes": ["health", "stream"]}, "probes are health, stream, but health stands alone"),
     ],
 )
 def test_bad_options(call, args, words):
@@ -601,6 +609,13 @@ def test_a_unit_that_dies_during_the_probe_tells_why(fail, host):
     with NimServer(replies={CHAT: send(500, {"error": {"message": "EngineCore died"}})}) as nim:
         result = fail(nim.url, unit=UNIT)
     assert result["failure_class"] == "out_of_memory"
+
+
+def test_a_unit_that_restarts_behind_its_health_is_told(fail, host):
+    host(RUNNING, AUTO_RESTART, journal=["boom"])
+    with NimServer() as nim:
+        result = fail(nim.url, unit="nim-llama.service", probes=["health"])
+    assert result["failure_class"] == "crash_loop"
 
 
 def test_a_unit_that_restarts_behind_good_answers_is_told(fail, host):

@@ -257,8 +257,10 @@ def test_from_nothing(lab, call):
         "ulimits": ["nofile=65536"],
         "env": {"NIM_TELEMETRY_MODE": "0"},
         "path": str(lab.cache),
-        "cache_mount": "/opt/nim/.cache",
+        "mounts": {"": "/opt/nim/.cache"},
         "prefetch": ["download-to-cache"],
+        "prefetch_entrypoint": False,
+        "prefetch_env": {},
     }
     pull = _staging.transient_unit(PULL, PULLING, [docker, "pull", IMAGE])
     stage = _staging.transient_unit(
@@ -711,3 +713,85 @@ def test_user_cannot_give_the_cache_away(lab, fail):
     result = fail(uid=0, gid=0)
     assert result["failure_class"] == "cache_permission"
     assert "cannot be prepared: Operation not permitted, wanted a directory of 0:0." in result["msg"]
+
+
+# -- without a network, and other families -----------------------------------------------------------------------------
+
+OFFLINE = {"offline": True, "api_key": None}
+
+
+def test_offline_cache_that_was_copied_there(lab, call):
+    lab.image()
+    (lab.cache / "ngc").mkdir(parents=True)
+    (lab.cache / "ngc/blob").write_text("weights")
+    result = call(**OFFLINE)
+    assert (result["changed"], result["phase"]) == (True, "done")
+    assert (lab.started(), lab.staged()["key"]) == ([], STAGE_KEY)
+    assert call(**OFFLINE)["changed"] is False
+
+
+@pytest.mark.parametrize("left", [None, {"key": "of-another-image"}], ids=["empty", "only-a-marker"])
+def test_offline_cache_without_weights(lab, fail, left):
+    if left:
+        lab.marker(**left)
+    lab.image()
+    result = fail(**OFFLINE)
+    assert result["failure_class"] == "cache_missing"
+    assert f"cache {lab.cache} is empty, and the service is offline" in result["msg"]
+    assert lab.started() == []
+
+
+def test_offline_image_that_is_not_there(lab, fail):
+    lab.image(there=False)
+    result = fail(**OFFLINE)
+    assert result["failure_class"] == "image_missing"
+    assert f"{IMAGE} is not on the host, and the service is offline" in result["msg"]
+    assert result["next_command"] == "docker load --input ARCHIVE"
+    assert lab.started() == []
+
+
+def test_weights_come_from_a_seed(lab, call):
+    lab.image()
+    lab.unit(STAGE, RUNNING, EXITED)
+    seed = lab.root / "llama.tar"
+    seed.write_text("")
+    result = call(seed=str(seed), **OFFLINE)
+    assert (result["changed"], result["phase"]) == (True, "done")
+    (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
+    copying = description("copy of the weights of llama")
+    argv = _staging.seed_command(str(seed), str(lab.cache), os.getuid(), os.getgid(), False)
+    assert command == _staging.transient_unit(STAGE, copying, argv)
+    assert lab.staged()["key"] == STAGE_KEY
+
+
+def test_a_seed_that_is_not_there(lab, fail):
+    lab.image()
+    result = fail(seed=str(lab.root / "llama.tar"))
+    assert result["failure_class"] == "cache_missing"
+    assert f"cache_seed {lab.root}/llama.tar does not exist, wanted a tarball or a directory" in result["msg"]
+
+
+def test_an_image_without_weights_to_stage(lab, call):
+    lab.image()
+    result = call(prefetch=[])
+    assert (result["changed"], result["phase"], lab.started()) == (True, "done", [])
+    assert lab.staged()["key"] == STAGE_KEY
+
+
+def test_directories_of_the_cache(lab, call):
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    mounts = {"model": "/model", "kernels": "/opt/cache"}
+    call(mounts=mounts, prefetch=[], prefetch_env={"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"})
+    assert sorted(path.name for path in lab.cache.iterdir() if path.is_dir()) == ["kernels", "model"]
+    (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
+    assert f"{lab.cache}/model:/model" in command and "NIM_ENGINE_MODEL_DOWNLOAD_ONLY=1" in command
+    assert call(mounts=mounts, prefetch=[], prefetch_env={"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"})["changed"] is False
+
+
+def test_an_image_that_says_another_contract(lab, fail):
+    lab.image([{**INSPECTED[0], "Config": {"Labels": {"com.nvidia.nim.model_download_protocol": "native-v1"}}}])
+    result = fail(contract="llm")
+    assert result["failure_class"] == "wrong_contract"
+    assert "contract is llm" in result["msg"] and "wanted contract: native" in result["msg"]
+    assert lab.started() == []
