@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_COLLECTIONS_PATH ANSIBLE_INVENTORY ANSIBLE_ROLES_PATH
 
-.PHONY: help demo test lint unit molecule bench build lab docs clean venv docker machine
+.PHONY: help demo test lint unit molecule bench build lab docs clean venv tools docker machine
 
 help: ## Show this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,7 +28,7 @@ test: lint unit build molecule ## All tests
 lint: venv ## Style, types, documentation
 	tests/lint.sh
 
-unit: venv ## Pure functions, and modules against real local servers
+unit: venv tools ## Pure functions, and modules against real local servers
 	$(V)/pytest -q tests/unit
 
 molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver reboot faults lifecycle interrupted vllm dkms"]
@@ -48,6 +48,9 @@ lab: venv docker ## Start the lab's hosts without running anything on them
 
 venv: ## Install the toolbox into .venv
 	@PYTHON=$(PYTHON) tests/lab/bootstrap venv
+
+tools: ## Install what unit tests run besides Python if it is missing
+	@tests/lab/bootstrap tools
 
 docker: ## Start a Docker engine if none runs
 	@tests/lab/bootstrap docker

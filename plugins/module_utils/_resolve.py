@@ -460,9 +460,14 @@ _RUNTIME = (
 )
 
 
-def _finish(service: dict[str, Any]) -> None:
+def _finish(service: dict[str, Any], host: Mapping[str, Any]) -> None:
     """Adds what follows from the GPUs that the service got."""
     service["devices"] = [f"nvidia.com/gpu={gpu}" for gpu in service["gpus"]]
+    # Hosts may hand each other the same weights; where no profile is pinned, images choose them by the GPUs.
+    present = _gpus.devices(host.get("gpus") or [])
+    chosen = present if service["gpus"] == ["all"] else [_gpus.find(name, present) for name in service["gpus"]]
+    models = [] if "NIM_MODEL_PROFILE" in service["env"] else sorted(str(gpu.model) for gpu in chosen if gpu)
+    service["share_key"] = digest_of([service["stage_key"], models])
     service["config_hash"] = digest_of({"format": UNIT_FORMAT, **{key: service[key] for key in _RUNTIME}})
 
 
@@ -515,7 +520,7 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     if problems:
         raise ResolveError(problems)
     for placed in present:
-        _finish(placed)
+        _finish(placed, host)
     return resolved
 
 

@@ -124,6 +124,15 @@ def amount(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def progress(size: int, total: int, rate: float) -> str:
+    """SIZE bytes of TOTAL (0 when unknown) at RATE bytes a second, for people: 3.1 GB of 15.9 GB, 310.0 MB/s, 41 s left."""
+    words = f"{amount(size)} of {amount(total)}" if total else amount(size)
+    if rate <= 0:
+        return words
+    left = f", {(total - size) / rate:.0f} s left" if total > size else ""
+    return f"{words}, {amount(rate)}/s{left}"
+
+
 def last_line(lines: Sequence[str]) -> str:
     """The newest line that is not empty."""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -133,6 +142,7 @@ def marker(service: Mapping[str, Any], reference: str, size: int, finished: floa
     """Text of the file that says that the weights are complete, and of which image (REFERENCE) they are."""
     content = {
         "key": service["stage_key"],
+        "share_key": service["share_key"],
         "image": service["image"],
         "image_reference": reference,
         "bytes": size,

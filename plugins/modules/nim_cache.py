@@ -83,6 +83,28 @@ options:
       - Tarball (in any form that GNU tar reads) or directory on the host with the content of such a cache, from which the weights
         come instead of a download.
     type: path
+  source:
+    description:
+      - Another host that has the weights and serves them (M(baremetal.nim.nim_share)), from which they come instead of a download.
+        Each file is compared by its checksum.
+    type: dict
+    suboptions:
+      address:
+        description: Name or address of that host.
+        type: str
+        required: true
+      port:
+        description: Port of its daemon.
+        type: int
+        default: 8730
+      password:
+        description: Password of the daemon. It goes the same way as O(api_key).
+        type: str
+        required: true
+      bytes:
+        description: Size of the weights, for the progress; V(0) when unknown.
+        type: int
+        default: 0
   devices:
     description: CDI names of the GPUs, so that the image chooses the profile that fits them.
     type: list
@@ -106,6 +128,10 @@ options:
       - Identity of what is to be staged. Weights staged under the same key are not staged again.
     type: str
     required: true
+  share_key:
+    description: Identity of what is staged among hosts, by which others may ask for a copy of it.
+    type: str
+    default: ""
   cache_bytes:
     description: Free bytes that the cache wants before a download; V(0) asks for none.
     type: int
@@ -134,6 +160,14 @@ options:
     suboptions:
       elapsed:
         description: Seconds waited so far.
+        type: float
+        default: 0
+      bytes:
+        description: Size of the cache when that slice ended.
+        type: int
+        default: 0
+      time:
+        description: When that was, in seconds since 1970.
         type: float
         default: 0
 seealso:
@@ -213,7 +247,7 @@ import time
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify
@@ -239,6 +273,8 @@ class Stage:
         self.deadline = min(self.timeout, now + (module.params["max_wait"] or float("inf")))
         self.changed = False
         self.phase, self.detail, self.last_log = "directory", "", ""
+        #: Size of the cache at the end of this slice.
+        self.seen = 0
         self.docker = "/usr/bin/docker"
 
     def run(self, *argv: str) -> tuple[int, str, str]:
@@ -497,7 +533,7 @@ class Stage:
             "last_log": self.last_log,
         }
         if waiting:
-            result["resume"] = {"elapsed": 0.0}
+            result["resume"] = {"elapsed": 0.0, "bytes": self.seen, "time": time.time()}
         if image:
             result["image_id"] = image["Id"]
             result["image_reference"] = _staging.image_reference(image, self.params["repository"])
@@ -509,8 +545,18 @@ class Stage:
 
     def staging(self) -> str:
         """How the weights come, in words."""
-        name = self.params["name"]
+        name, source = self.params["name"], self.params["source"]
+        if source:
+            return f"copy of the weights of {name} from {source['address']}"
         return f"copy of the weights of {name}" if self.params["seed"] else f"download of the weights of {name}"
+
+    def progress(self) -> str:
+        """How much is there, how fast it grows and when it is done, as far as that is known."""
+        before = self.params["resume"] or {}
+        self.seen = self.size()
+        since = time.time() - before["time"] if before.get("time") else 0.0
+        rate = (self.seen - before["bytes"]) / since if since > 0 else 0.0
+        return _staging.progress(self.seen, (self.params["source"] or {}).get("bytes") or 0, rate)
 
     def pulled(self) -> bool:
         """Pulls the image; False when out of time."""
@@ -541,6 +587,12 @@ class Stage:
                 seed, self.params["path"], self.params["uid"], self.params["gid"], os.path.isdir(seed)
             )
             return self.carry(self.staging_unit(), self.staging(), argv)
+        source = self.params["source"]
+        if source:
+            argv = _share.copy_command(
+                source["address"], source["port"], self.params["path"], self.params["uid"], self.params["gid"]
+            )
+            return self.carry(self.staging_unit(), self.staging(), argv, source["password"])
         if self.params["offline"]:
             if not any(set(files) - {STAGED_MARKER} for _path, _directories, files in os.walk(self.params["path"])):
                 self.fail(
@@ -587,7 +639,7 @@ class Stage:
         self.phase = "weights"
         if not self.staged(image):
             if not self.fetched(image):
-                self.detail = _staging.amount(self.size())
+                self.detail = self.progress()
                 self.last_log = _staging.last_line(self.journal(self.unit_state(stage), 5))
                 return self.result(waiting=True, image=image)
             self.write_marker(image, self.size())
@@ -612,17 +664,34 @@ def main() -> None:
             "prefetch_env": {"type": "dict", "default": {}},
             "offline": {"type": "bool", "default": False},
             "seed": {"type": "path"},
+            "source": {
+                "type": "dict",
+                "options": {
+                    "address": {"type": "str", "required": True},
+                    "port": {"type": "int", "default": 8730},
+                    "password": {"type": "str", "required": True, "no_log": True},
+                    "bytes": {"type": "int", "default": 0},
+                },
+            },
             "devices": {"type": "list", "elements": "str", "default": []},
             "ulimits": {"type": "list", "elements": "str", "default": []},
             "env": {"type": "dict", "default": {}},
             "contract": {"type": "str", "default": ""},
             "stage_key": {"type": "str", "required": True, "no_log": False},
+            "share_key": {"type": "str", "default": "", "no_log": False},
             "cache_bytes": {"type": "int", "default": 0},
             "api_key": {"type": "str", "no_log": True},
             "timeout": {"type": "float", "default": 14400},
             "progress": {"type": "bool", "default": True},
             "max_wait": {"type": "float"},
-            "resume": {"type": "dict", "options": {"elapsed": {"type": "float", "default": 0.0}}},
+            "resume": {
+                "type": "dict",
+                "options": {
+                    "elapsed": {"type": "float", "default": 0.0},
+                    "bytes": {"type": "int", "default": 0},
+                    "time": {"type": "float", "default": 0.0},
+                },
+            },
         },
         supports_check_mode=True,
     )

@@ -369,7 +369,7 @@ class Lab:
             image,
             name,
             [f"{port}/tcp" for port in PORTS],
-            [name],
+            [name, f"{name}.{self.name}"],
             self.site_files(name, vendor),
             made_for,
         )

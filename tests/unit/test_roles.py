@@ -237,7 +237,7 @@ def test_defaults_of_a_service_are_documented():
 
 def test_staging_gets_everything_it_takes():
     """What resolve_services computes for nim_cache, the role passes on."""
-    task = load("roles/model_cache/tasks/install.yml")[0]["baremetal.nim.nim_cache"]
+    task = load("roles/model_cache/tasks/stage.yml")[0]["baremetal.nim.nim_cache"]
     controllers_own = {"progress", "max_wait", "resume"}
     assert set(task) == set(documentation("modules", "nim_cache")["options"]) - controllers_own
 

@@ -99,6 +99,7 @@ def test_classic_service():
             "cache_seed": "",
             "verify": {},
             "notes": [],
+            "share_key": "1da7ffe142ed9a21ed8780031d70e108ea1c65a144d05756f0d578886be539cd",
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
             "stage_key": "f3511fcfb16806325f8a46f1d13d2c343d33d7be8df04510fa9316d0b2f2f5c7",

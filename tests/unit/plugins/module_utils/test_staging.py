@@ -31,6 +31,7 @@ SERVICE = {
     "prefetch_entrypoint": False,
     "prefetch_env": {},
     "stage_key": "9c1185a5c5e9fc54612808977ee8f548b2258d31",
+    "share_key": "0b7a31c2d6f8",
     "api_key": KEY,
 }
 IMAGE = {"Id": IMAGE_ID, "Config": {"Entrypoint": ["/opt/nvidia/nvidia_entrypoint.sh", "--"], "Cmd": ["start"]}}
@@ -148,6 +149,22 @@ def test_transient_unit(key_file, properties):
         DOCKER,
         "run",
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "total", "rate", "words"),
+    [
+        (0, 0, 0.0, "0 B"),
+        (3_100_000_000, 0, 0.0, "3.1 GB"),
+        (3_100_000_000, 0, 310e6, "3.1 GB, 310.0 MB/s"),
+        (3_100_000_000, 15_900_000_000, 310e6, "3.1 GB of 15.9 GB, 310.0 MB/s, 41 s left"),
+        (3_100_000_000, 15_900_000_000, 0.0, "3.1 GB of 15.9 GB"),
+        (16_000_000_000, 15_900_000_000, 310e6, "16.0 GB of 15.9 GB, 310.0 MB/s"),
+        (3_100_000_000, 0, -1.0, "3.1 GB"),
+    ],
+)
+def test_progress(size, total, rate, words):
+    assert _staging.progress(size, total, rate) == words
 
 
 @pytest.mark.parametrize("kind", ["directory", "plain", "compressed"])
@@ -296,6 +313,7 @@ def test_marker():
     assert text.endswith("}\n")
     assert json.loads(text) == {
         "key": SERVICE["stage_key"],
+        "share_key": SERVICE["share_key"],
         "image": f"{REPOSITORY}:1.8.6",
         "image_reference": f"{REPOSITORY}@sha256:aa",
         "bytes": 16_059_123_456,

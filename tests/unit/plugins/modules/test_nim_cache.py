@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_cache
@@ -280,7 +281,7 @@ def test_from_nothing(lab, call):
     ]
     staged = lab.staged()
     assert before - 1 <= staged.pop("finished") <= time.time()
-    assert staged == {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, "bytes": SIZE}
+    assert staged == {"key": STAGE_KEY, "share_key": "", "image": IMAGE, "image_reference": REFERENCE, "bytes": SIZE}
     assert stat.S_IMODE((lab.cache / STAGED_MARKER).stat().st_mode) == 0o644
     assert [path.name for path in lab.cache.iterdir()] == [STAGED_MARKER]
     assert [stat.S_IMODE(path.stat().st_mode) for path in (lab.cache.parent, lab.cache)] == [0o755, 0o755]
@@ -451,7 +452,7 @@ def test_slice_of_a_pull(lab, call):
     lab.unit(PULL, RUNNING, journal=[*journal, "d5fd17ec1767: Pull complete"])
     result = call(max_wait=0.01)
     assert result["changed"] is True
-    assert (result["waiting"], result["phase"], result["resume"]) == (True, "image", {"elapsed": 0.0})
+    assert (result["waiting"], result["phase"], result["resume"]["elapsed"]) == (True, "image", 0.0)
     assert result["history"] == [{"phase": "image", "detail": "1 of 3 layers"}]
 
 
@@ -464,8 +465,10 @@ def test_slices_of_a_download(lab, call):
     assert result["last_log"] == "INFO 3 of 17 files: model-00003.safetensors"
     assert result["image_id"] == IMAGE_ID
     assert not (lab.cache / STAGED_MARKER).exists()
-    result = call(max_wait=0.01, resume={"elapsed": 2.0})
+    assert result["resume"]["bytes"] == SIZE and abs(result["resume"]["time"] - time.time()) < SOON
+    result = call(max_wait=0.01, resume={"elapsed": 2.0, "bytes": SIZE - 10**9, "time": time.time() - 1000})
     assert result["waiting"] is True
+    assert re.fullmatch(r"16\.1 GB, (1\.0 MB|(99\d|1000)\.\d kB)/s", result["history"][0]["detail"])
     assert lab.started() == [STAGE]
 
 
@@ -718,6 +721,7 @@ def test_user_cannot_give_the_cache_away(lab, fail):
 # -- without a network, and other families -----------------------------------------------------------------------------
 
 OFFLINE = {"offline": True, "api_key": None}
+PASSWORD = "p4ssw0rd-of-one-play"
 
 
 def test_offline_cache_that_was_copied_there(lab, call):
@@ -762,6 +766,22 @@ def test_weights_come_from_a_seed(lab, call):
     argv = _staging.seed_command(str(seed), str(lab.cache), os.getuid(), os.getgid(), False)
     assert command == _staging.transient_unit(STAGE, copying, argv)
     assert lab.staged()["key"] == STAGE_KEY
+
+
+def test_weights_come_from_another_host(lab, call):
+    lab.image()
+    lab.unit(STAGE, RUNNING, EXITED)
+    source = {"address": "gpu02", "password": PASSWORD, "bytes": 2 * SIZE}
+    result = call(source=source, share_key="abc", max_wait=0.01)
+    assert result["history"] == [{"phase": "weights", "detail": "16.1 GB of 32.1 GB"}]
+    (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
+    copying = description("copy of the weights of llama from gpu02")
+    argv = _share.copy_command("gpu02", 8730, str(lab.cache), os.getuid(), os.getgid())
+    assert command == _staging.transient_unit(STAGE, copying, argv, f"{lab.keys}/{STAGE}.key")
+    assert (lab.root / f"{STAGE}.stdin").read_text() == f"{PASSWORD}\n"
+    assert PASSWORD not in (lab.root / "log").read_text() + json.dumps(result)
+    call(source=source, share_key="abc")
+    assert lab.staged()["share_key"] == "abc"
 
 
 def test_a_seed_that_is_not_there(lab, fail):
