@@ -42,9 +42,10 @@ _value:
     - C(problems), sentences that speak against it, each with its cure; C(notes), why packages change that fit the branch.
     - C(change), V(none), V(install), V(upgrade), V(downgrade) or V(switch); C(installed_version).
     - C(keys), C(repositories), C(retired) (files and packages that would fight with them), C(module_stream), C(versionlock),
-      C(interrupted) (an installation of the driver was cut off, the package manager must finish it first), C(prerequisites), C(pins)
-      and C(packages), in the order they are used; C(packages) are one transaction. C(build), whether DKMS must build modules that
-      are missing while their packages are there.
+      C(interrupted) (an installation of the driver was cut off, the package manager must finish it first), C(prerequisites), C(enable)
+      (repositories that the host has and that are off), C(pins) and C(packages), in the order they are used; C(packages) are one
+      transaction. C(build), whether DKMS must build modules that are missing while their packages are there.
+    - C(command), program and arguments that install C(packages) and all that belongs to them in place of the package manager, or V(null).
     - C(holds) and, of these, C(missing_holds); C(files) with path, content and whether they differ (C(changed)); C(services).
     - C(reboot_reason), a sentence or V(null); C(current), whether nothing at all is to be done.
   type: dict

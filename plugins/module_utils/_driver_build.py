@@ -18,6 +18,13 @@ _SKIPPED = re.compile(r"Module build for kernel (\S+) was skipped since the\s+ke
 _ERROR = re.compile(r"^(?:.*/)?([^/\s]+:\d+:(?:\d+:)? (?:fatal )?error: .*)$", re.MULTILINE)
 
 
+def _words(result: Mapping[str, Any]) -> str:
+    """What a result says of its failure; of a command that failed, Ansible only says that it did."""
+    told = str(result.get("msg") or "")
+    heard = str(result.get("stderr") or result.get("stdout") or "")
+    return (heard or told if told == "non-zero return code" else told or heard) or "unknown"
+
+
 def driver_failure(result: Mapping[str, Any], log: str = "") -> dict[str, Any]:
     """What failed and how it is cured. RESULT is of a package module or a command, LOG the text of DKMS' log.
 
@@ -37,8 +44,7 @@ def driver_failure(result: Mapping[str, Any], log: str = "") -> dict[str, Any]:
             " knows (nvidia_driver_branch, nvidia_driver_source, nvidia_driver_kernel)."
         )
         return {"log": path, "reason": reason}
-    texts = (str(item.get("msg") or item.get("stderr") or item.get("stdout") or "unknown") for item in failed)
-    reason = " ".join(sentence(text) for text in texts)
+    reason = " ".join(sentence(_words(item)) for item in failed)
     if skipped:
         reason += f" The headers of kernel {skipped.group(1)} are not installed, so DKMS built nothing for it."
     return {"log": None, "reason": reason}

@@ -4,7 +4,7 @@
 """What NVIDIA and the distributions call things. Private to the collection; data, no code.
 
 Sources: NVIDIA Driver Installation Guide (releases 590 to 620), NVIDIA's repositories and what NVIDIA says of their keys
-(github.com/NVIDIA/cuda-repo-management), Debian's and Ubuntu's archives.
+(github.com/NVIDIA/cuda-repo-management), Debian's and Ubuntu's archives, Red Hat's documentation of its own driver.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ COMPUTE: dict[str, dict[str, tuple[str, ...]]] = {
             "nvidia-compute-utils-{branch}-server",
         ),
     },
+    # Red Hat's tool brings all of the driver; this package tells that it did. There are no proprietary modules.
+    "el_archive": {"open": ("kmod-nvidia-open",), "proprietary": ()},
 }
 #: With everything for displays.
 FULL = {"open": ("nvidia-open",), "proprietary": ("cuda-drivers",)}
@@ -133,7 +135,10 @@ NVLINK5_OLD = ("nvlsm", "libnvsdm-{branch}")
 ARCHIVE_LACKS = {
     "Debian": r"nvidia-fabricmanager.*|libnvidia-nscq.*|nvidia-imex.*|nvlsm|libnvsdm.*",
     "Ubuntu": r"nvlsm|libnvsdm.*",
+    "EL": r"nvidia-fabric-?manager.*|libnvidia-nscq.*|nvidia-imex.*|nvlsm|libnvsdm.*",
 }
+#: Distributions whose archives have modules that are built and signed: no DKMS, no headers, no key of one's own.
+SIGNED = ("Ubuntu", "RedHat")
 #: Packages whose versions are not the driver's: those of Ubuntu's modules are their kernel's.
 OWN_VERSION = r"nvlsm|linux-modules-nvidia-.*"
 #: And in the distribution's archive, where some are built apart.
@@ -144,6 +149,20 @@ DEBIAN_BRANCH = {"12": "535", "13": "550"}
 #: The driver, what builds its modules, and the firmware that these need.
 DEBIAN_COMPONENTS = ("contrib", "non-free", "non-free-firmware")
 
+#: Red Hat's own driver: the release that has it first, the package of the tool that installs it, and what this is told.
+RHEL_FIRST = "10.1"
+RHEL_TOOL = "rhel-drivers"
+RHEL_INSTALL = ("rhel-drivers", "install", "--batch", "nvidia:{version}")
+#: Where it comes from: the repository's name on a registered host, where the tool enables it, and on a cloud's image, where
+#: nobody does.
+RHEL_REPOSITORIES = (
+    ("rhel-10-for-{architecture}-extensions-rpms", "rhel-10-extensions-rhui-rpms"),
+    ("rhel-10-for-{architecture}-supplementary-rpms", "rhel-10-supplementary-rhui-rpms"),
+)
+#: What dnf enables a repository with, and what it locks a version with.
+CONFIG_MANAGER = "dnf-plugins-core"
+VERSIONLOCK = "python3-dnf-plugin-versionlock"
+
 #: Names of packages that carry the driver's version.
 FAMILY = (
     r"(lib)?nvidia-(?!container|driver-pinning|cdi-|docker)[\w.+-]+|libnvsdm(-\d+)?|libcuda1|libnvcuvid1|libnvoptix1"
@@ -153,7 +172,7 @@ FAMILY = (
 #: Those of them that only work in one and the same version.
 LOCKSTEP = (
     r"nvidia-driver-cuda|nvidia-kernel-(open-)?dkms|nvidia-open(-kernel-dkms)?|libcuda1|libnvidia-ml1|libnvidia-compute.*"
-    r"|nvidia(-compute)?-utils.*|nvidia-dkms.*|kmod-nvidia-(open|latest)-dkms|nvidia-fabric-?manager.*|libnvidia-nscq.*|libnvsdm.*"
+    r"|nvidia(-compute)?-utils.*|nvidia-dkms.*|kmod-nvidia-(open|(open|latest)-dkms)|nvidia-fabric-?manager.*|libnvidia-nscq.*|libnvsdm.*"
     r"|nvidia-imex.*|nvidia-headless-.*"
 )
 #: Names by which the installed version is known, the surest first.
@@ -162,11 +181,16 @@ WITNESSES = (
     r"libnvidia-compute(-\d+)?(-server)?",
     r"libcuda1",
     r"nvidia-smi",
+    r"kmod-nvidia-open",
 )
-#: What tells that a driver came from the distribution, and what that it came from NVIDIA's repository.
+#: What tells that a driver came from the distribution, and what that it came from NVIDIA's repository, by package manager.
 ORIGINS = {
-    "distribution": r"nvidia-open-kernel-dkms|nvidia-headless-no-dkms-\d+-server(-open)?|linux-modules-nvidia-.*",
-    "cuda_repo": r"nvidia-driver-cuda|nvidia-kernel-open-dkms|nvidia-driver-pinning-.*|nvidia-dkms(-open)?|nvidia-dkms-\d+(-open)?",
+    "apt": {
+        "distribution": r"nvidia-open-kernel-dkms|nvidia-headless-no-dkms-\d+-server(-open)?|linux-modules-nvidia-.*",
+        "cuda_repo": r"nvidia-driver-cuda|nvidia-kernel-open-dkms|nvidia-driver-pinning-.*|nvidia-dkms(-open)?|nvidia-dkms-\d+(-open)?",
+    },
+    # Red Hat has NVIDIA's names for all but the modules.
+    "dnf": {"distribution": r"kmod-nvidia-open", "cuda_repo": r"kmod-nvidia-(open|latest)-dkms"},
 }
 
 #: Packages that are a kernel, or bring one.

@@ -64,6 +64,17 @@ def _is_archive(wanted: Wanted, system: Mapping[str, Any], distribution: str) ->
     return bool(wanted["source"] == "distribution" and system["name"] == distribution)
 
 
+def _is_signed(host: Host, wanted: Wanted) -> bool:
+    """Whether the modules come built and signed."""
+    return bool(wanted["source"] == "distribution" and host["os"]["distribution"] in data.SIGNED)
+
+
+def _red_hat_has_one(host: Host) -> bool:
+    """Whether Red Hat has a driver of its own for this system; who rebuilds its system has none."""
+    system = host["os"]
+    return bool(system["distribution"] == "RedHat" and _numbers(system["version"]) >= _numbers(data.RHEL_FIRST))
+
+
 def _url(host: Host, system: Mapping[str, Any]) -> str:
     """Of the system's folder in NVIDIA's repository."""
     return data.REPOSITORY.format(folder=system["folder"], architecture=data.ARCHITECTURES[host["os"]["architecture"]])
@@ -174,16 +185,69 @@ def _repository_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]) 
     return problems
 
 
-def _distribution_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
-    if system["name"] == "EL":
-        return [
-            (
-                "nvidia_driver_source distribution is not built for Enterprise Linux; install with rhel-drivers and set"
-                " nvidia_driver_source: preinstalled, or use cuda_repo."
-            )
-        ]
+def _red_hat_problems(host: Host, wanted: Wanted) -> list[str]:
+    """What speaks against Red Hat's own driver on Red Hat's own system."""
     problems = []
-    here = f"{system['name']} {system['version']}"
+    if not _red_hat_has_one(host):
+        problems.append(
+            f"Red Hat Enterprise Linux is {host['os']['version']}, wanted {data.RHEL_FIRST} or newer, which has {data.RHEL_TOOL};"
+            " upgrade it, or set nvidia_driver_source: cuda_repo."
+        )
+    if wanted["flavour"] == "proprietary":
+        problems.append(
+            "nvidia_driver_flavour is proprietary, but Red Hat builds open modules only, wanted open;"
+            " leave it at that, or set nvidia_driver_source: cuda_repo."
+        )
+    if not wanted["version"]:
+        disabled = " ".join(_disabled(host))
+        enable = f" dnf config-manager --set-enabled {disabled};" if disabled else ""
+        problems.append(
+            f"nvidia_driver_version is empty, wanted a version of branch {wanted['branch']}, as {data.RHEL_TOOL} knows no branches;"
+            f" choose one on the host: dnf install {data.RHEL_TOOL};{enable} {data.RHEL_TOOL} list --available"
+        )
+    return problems
+
+
+def _rhel_repositories(host: Host) -> list[tuple[str, str]]:
+    """Where Red Hat's driver comes from, by the name on a registered host and that on an image of a cloud."""
+    architecture = host["os"]["architecture"]
+    return [(name.format(architecture=architecture), image) for name, image in data.RHEL_REPOSITORIES]
+
+
+def _unknown_repositories(host: Host) -> list[str]:
+    """Those of them that the host does not know; whether they are enabled makes no difference."""
+    known = {entry.get("name") for entry in host["repositories"]}
+    unknown = [f"{name} (or {image})" for name, image in _rhel_repositories(host) if not known & {name, image}]
+    if not unknown:
+        return []
+    return [
+        (
+            f"the host has no repository {' and no '.join(unknown)}, wanted them, enabled or not: Red Hat's driver comes from there;"
+            f" register the host: subscription-manager register; or, where they have other names, install with {data.RHEL_TOOL} and set"
+            " nvidia_driver_source: preinstalled."
+        )
+    ]
+
+
+def _disabled(host: Host) -> list[str]:
+    """Those of them that are on a cloud's image and disabled; of the others Red Hat's tool takes care."""
+    off = {entry.get("name") for entry in host["repositories"] if not entry["enabled"]}
+    return [image for _, image in _rhel_repositories(host) if image in off]
+
+
+def _distribution_problems(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
+    problems = []
+    here = f"{host['os']['distribution']} {system['version']}"
+    if system["name"] == "EL":
+        if host["os"]["distribution"] != "RedHat":
+            # What it would want besides says nothing to who has to choose another source.
+            return [
+                (
+                    f"nvidia_driver_source is distribution, but {here} has no driver of its own, wanted Red Hat Enterprise Linux"
+                    f" {data.RHEL_FIRST} or newer; set nvidia_driver_source: cuda_repo."
+                )
+            ]
+        problems += _red_hat_problems(host, wanted)
     lacking = [name for name in _fabric_names(host, wanted, system) if not _in_archive(name, system)]
     if lacking:
         problems.append(
@@ -217,7 +281,7 @@ def _own_interruption(host: Host) -> bool:
     return bool(incomplete) and all(_FAMILY.match(name) or own.match(name) for name in incomplete)
 
 
-def _package_problems(host: Host, wanted: Wanted, change: str) -> list[str]:
+def _package_problems(host: Host, wanted: Wanted, manager: str, change: str) -> list[str]:
     if change == "none" and not host["package_state"]["interrupted"]:
         return []
     problems = []
@@ -232,12 +296,13 @@ def _package_problems(host: Host, wanted: Wanted, change: str) -> list[str]:
     mixed = sorted(
         name
         for name, version in host["packages"].items()
-        if re.fullmatch(data.ORIGINS[other], name) and (other == "distribution" or "-0ubuntu" not in version)
+        if re.fullmatch(data.ORIGINS[manager][other], name) and (other == "distribution" or "-0ubuntu" not in version)
     )
     if mixed:
+        remove = "apt-get purge" if manager == "apt" else "dnf remove"
         problems.append(
             f"{', '.join(mixed)} of another origin are installed, wanted packages of one origin;"
-            f" remove them first: apt-get purge {' '.join(mixed)}"
+            f" remove them first: {remove} {' '.join(mixed)}"
         )
     return problems
 
@@ -432,13 +497,17 @@ def _files(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[dict[s
     ]
 
 
-def _services(host: Host, wanted: Wanted) -> list[dict[str, Any]]:
+def _services(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[dict[str, Any]]:
+    units = host["driver"]["units"]
+    persistence = units.get("nvidia-persistenced.service", {})
     needs = {
-        "nvidia-persistenced.service": bool(wanted["persistence"]),
+        # Which package of Red Hat's brings it, if any does, is written nowhere: it runs where it is.
+        "nvidia-persistenced.service": bool(
+            wanted["persistence"] and (persistence.get("exists") or not _is_archive(wanted, system, "EL"))
+        ),
         "nvidia-fabricmanager.service": _has_fabric(host),
         "nvidia-imex.service": bool(host["hardware"]["multi_node_nvlink"]),
     }
-    units = host["driver"]["units"]
     return [
         {
             "name": name,
@@ -455,14 +524,16 @@ def _locks(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> dict[str, A
         return {"module_stream": None, "versionlock": []}
     branch = wanted["branch"]
     if system["version"] == "10":
-        return {"module_stream": None, "versionlock": [f"*nvidia*{wanted['version'] or branch}*"]}
+        # Red Hat's tool takes an exact version, so a lock only holds; dnf needs it to find the branch.
+        locked = bool(wanted["hold"]) or not _is_archive(wanted, system, "EL")
+        return {"module_stream": None, "versionlock": [f"*nvidia*{wanted['version'] or branch}*"] * locked}
     suffix = "open" if wanted["flavour"] == "open" else "dkms"
     return {"module_stream": f"nvidia-driver:{branch}-{suffix}", "versionlock": []}
 
 
 def _prerequisites(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> list[str]:
     """Headers for the modules that DKMS builds, now and when a kernel is upgraded."""
-    if _is_archive(wanted, system, "Ubuntu"):
+    if _is_signed(host, wanted):
         return []
     kernel = str(wanted.get("kernel") or "")
     if not kernel and host["kernel"]["headers"]:
@@ -471,16 +542,22 @@ def _prerequisites(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> lis
     return [f"linux-headers-{kernel}" if system["manager"] == "apt" else f"kernel-devel-{kernel}"]
 
 
+def _tools(host: Host, rhel: bool, enables: bool, locks: bool) -> list[str]:
+    """What a change is made with and the host does not have."""
+    needs = {data.RHEL_TOOL: rhel, data.CONFIG_MANAGER: enables, data.VERSIONLOCK: locks}
+    return [name for name, needed in needs.items() if needed and name not in host["packages"]]
+
+
 def _other_kernel(host: Host, wanted: Wanted) -> str | None:
     """The kernel that modules are built for, when it is not the one that runs."""
     kernel = str(wanted.get("kernel") or "")
     return kernel if kernel and kernel != host["kernel"]["running"] else None
 
 
-def _unbuilt(host: Host, wanted: Wanted, system: Mapping[str, Any]) -> bool:
+def _unbuilt(host: Host, wanted: Wanted) -> bool:
     """Whether the packages are there and the modules that DKMS makes of them are not: the next boot had no driver."""
     return (
-        not _is_archive(wanted, system, "Ubuntu")
+        not _is_signed(host, wanted)
         and "dkms" in host["packages"]
         and installed_version(host["packages"]) is not None
         and host["driver"]["module_version"] is None
@@ -525,8 +602,10 @@ def _empty(host: Host, wanted: Wanted, problems: list[str]) -> dict[str, Any]:
         "versionlock": [],
         "interrupted": False,
         "prerequisites": [],
+        "enable": [],
         "pins": [],
         "packages": [],
+        "command": None,
         "build": False,
         "holds": [],
         "missing_holds": [],
@@ -564,14 +643,22 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
     system = _system(host)
     problems = _system_problems(host, wanted, system) + _module_problems(host, wanted)
     unknown = system is None or host["os"]["architecture"] not in data.ARCHITECTURES
-    if system is None or unknown or (wanted["source"] == "distribution" and system["name"] == "EL"):
+    if system is None or unknown or (_is_archive(wanted, system, "EL") and not _red_hat_has_one(host)):
         return _empty(host, wanted, problems)
     names = _names(host, wanted, system)
     change, notes = _change(host, wanted, names)
     if change != "none" and wanted["source"] == "cuda_repo":
         problems += _repository_problems(host, wanted, system)
-    problems += _package_problems(host, wanted, change)
+    rhel = change != "none" and _is_archive(wanted, system, "EL")
+    if rhel:
+        problems += _unknown_repositories(host)
+    problems += _package_problems(host, wanted, system["manager"], change)
     keys, repositories = _origin(host, wanted, system)
+    locks = _locks(host, wanted, system)
+    enable = _disabled(host) if rhel else []
+    prerequisites = _prerequisites(host, wanted, system)
+    if change != "none":
+        prerequisites += _tools(host, rhel, bool(enable), bool(locks["versionlock"]))
     version = installed_version(host["packages"])
     family = sorted(
         name for name, found in host["packages"].items() if _FAMILY.match(name) and upstream_version(found) == version
@@ -589,20 +676,24 @@ def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
         "keys": keys,
         "repositories": repositories,
         "retired": _retired(host, repositories),
-        **_locks(host, wanted, system),
+        **locks,
         "interrupted": host["package_state"]["interrupted"] and not problems,
-        "prerequisites": _prerequisites(host, wanted, system),
+        "prerequisites": prerequisites,
+        "enable": enable,
         "pins": [f"nvidia-driver-pinning-{wanted['version'] or wanted['branch']}"]
         if pinned and change != "none"
         else [],
         "packages": _specs([*names, *companions, *_next_kernel(host, wanted, system)], wanted, system["manager"])
         if change != "none"
         else [],
+        "command": [word.format(version=wanted["version"]) for word in data.RHEL_INSTALL]
+        if rhel and wanted["version"]
+        else None,
         "holds": holds,
         "missing_holds": [name for name in holds if name not in host["package_state"]["holds"]],
         "files": _files(host, wanted, system),
-        "services": _services(host, wanted),
-        "build": change == "none" and _unbuilt(host, wanted, system),
+        "services": _services(host, wanted, system),
+        "build": change == "none" and _unbuilt(host, wanted),
         "reboot_reason": reboot_reason(host, wanted),
     }
     plan["current"] = (

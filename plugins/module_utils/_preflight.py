@@ -207,15 +207,15 @@ def _driver(
 def _driver_change(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
     """What makes a change of the driver impossible or dangerous now."""
     problems = []
-    # Ubuntu's archive has modules that Canonical built and signed; DKMS builds all others on the host.
-    built = plan["source"] != "distribution" or host["os"]["distribution"] != "Ubuntu"
+    # Canonical and Red Hat build and sign the modules of their archives; DKMS builds all others on the host.
+    built = plan["source"] != "distribution" or host["os"]["distribution"] not in _driver_data.SIGNED
     boot = host["secure_boot"]
     if boot["enabled"] and built and not boot["mok_enrolled"]:
         key = boot["mok_key"] or "/var/lib/dkms/mok.pub"
         told = (
             f"Secure Boot is on and the key that DKMS signs modules with ({key}) is not enrolled, wanted enrolled: the kernel would reject"
             f" the driver. Run mokutil --import {key} and confirm it on the console at the next boot, use signed modules"
-            " (nvidia_driver_source: distribution on Ubuntu), or switch Secure Boot off."
+            " (nvidia_driver_source: distribution on Ubuntu or Red Hat Enterprise Linux), or switch Secure Boot off."
         )
         problems.append(_problem("secure_boot", told))
     kernel = host["kernel"]
@@ -223,14 +223,15 @@ def _driver_change(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Pro
     sources = [
         entry for entry in host["repositories"] if entry["enabled"] and entry["origin"] in ("distribution", "other")
     ]
-    if plan["prerequisites"] and not kernel["headers"] and not sources and plan["source"] != "mirror":
+    headers = [name for name in plan["prerequisites"] if name.startswith(("linux-headers-", "kernel-devel-"))]
+    if headers and not kernel["headers"] and not sources and plan["source"] != "mirror":
         told = (
             f"headers of the running kernel {kernel['running']} are not installed and no repository of"
-            f" {host['os']['distribution']} is enabled, wanted {', '.join(plan['prerequisites'])}: the driver's modules are built"
+            f" {host['os']['distribution']} is enabled, wanted {', '.join(headers)}: the driver's modules are built"
             " with them. Install them, or enable a repository that has them."
         )
         problems.append(_problem("kernel_headers", told))
-    if kernel["pending"]:
+    if kernel["pending"] and built:
         told = (
             f"kernel {kernel['running']} runs and {kernel['newest']} is installed: the driver is built for the one that runs."
             " Reboot before the driver changes, or install the headers of both, so that DKMS builds it for the next boot too."
@@ -290,11 +291,11 @@ def _memory(host: Mapping[str, Any], services: list[dict[str, Any]], needs: Mapp
     return problems
 
 
-def _origin_of(name: str, version: str) -> str | None:
+def _origin_of(name: str, version: str, origins: Mapping[str, str]) -> str | None:
     # A few names are the same in Ubuntu's archive and in NVIDIA's repository; Ubuntu's updates tell of their release.
-    if re.fullmatch(_driver_data.ORIGINS["distribution"], name) or "-0ubuntu0." in version:
+    if re.fullmatch(origins["distribution"], name) or "-0ubuntu0." in version:
         return "distribution"
-    return "cuda_repo" if re.fullmatch(_driver_data.ORIGINS["cuda_repo"], name) else None
+    return "cuda_repo" if re.fullmatch(origins["cuda_repo"], name) else None
 
 
 def _mixed(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
@@ -302,10 +303,13 @@ def _mixed(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
     # A plan that has to change them says so itself, with the packages to remove.
     if plan["change"] != "none" and plan["problems"]:
         return []
+    origins = _driver_data.ORIGINS.get(str(host["os"].get("package_manager")))
+    if not origins:
+        return []
     found: dict[str, list[str]] = {}
     for name, version in sorted(host["packages"].items()):
-        if re.fullmatch("|".join(_driver_data.ORIGINS.values()), name):
-            found.setdefault(_origin_of(name, version) or "", []).append(name)
+        if re.fullmatch("|".join(origins.values()), name):
+            found.setdefault(_origin_of(name, version, origins) or "", []).append(name)
     ours, theirs = found.get("distribution"), found.get("cuda_repo")
     cure = "keep one origin: the other's packages break the next upgrade."
     if ours and theirs:

@@ -40,6 +40,9 @@ def test_log_that_is_gone_is_still_named():
     [
         ({"msg": "No package matching 'nvidia-open' is available"}, "No package matching 'nvidia-open' is available."),
         ({"msg": "", "stderr": "dkms:\n  not found"}, "dkms: not found."),
+        ({"msg": "non-zero return code", "stdout": "Looking", "stderr": "no drivers available"}, "no drivers available."),
+        ({"msg": "non-zero return code", "stdout": "no drivers\navailable", "stderr": ""}, "no drivers available."),
+        ({"msg": "non-zero return code", "stdout": "", "stderr": ""}, "non-zero return code."),
         ({}, "unknown."),
         (
             {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "fingerprint is A, wanted B."}]},

@@ -135,6 +135,18 @@ CASES = {
 CASES["ubuntu-24.04-preinstalled"] = ("Ubuntu", "24.04", "preinstalled")
 
 
+def of_branch(wish):
+    """A branch, or a version and its branch."""
+    return {"branch": wish.split(".")[0], "version": wish if "." in wish else ""}
+
+
+def cdn(kind, arch="x86_64", **changes):
+    """A repository of a registered Red Hat Enterprise Linux as gpu_host_info tells it."""
+    entry = {"name": f"rhel-10-for-{arch}-{kind}-rpms", "path": "/etc/yum.repos.d/redhat.repo", "enabled": False, "types": ["rpm"],
+             "uris": ["https://cdn.redhat.com/"], "suites": [], "components": [], "signed_by": None, "origin": "distribution"}  # fmt: skip
+    return {**entry, **changes}
+
+
 def golden(distribution, version, source):
     """What the plans of one system and source say, for the branches, architectures and hardware worth telling apart."""
     plans = {}
@@ -143,10 +155,19 @@ def golden(distribution, version, source):
     combinations += [("580", "aarch64", "gb200"), ("620", "aarch64", "gb200")]
     if distribution == "Debian" and source == "distribution":
         combinations.append((data.DEBIAN_BRANCH[version], "x86_64", "pcie"))
-    for branch, arch, hardware in combinations:
+    if (distribution, version, source) == ("RedHat", "10.1", "distribution"):
+        combinations += [
+            ("595.71.05", "x86_64", "pcie"),
+            ("595.71.05", "aarch64", "pcie"),
+            ("595.71.05", "x86_64", "hgx_h200"),
+        ]
+    for wish, arch, hardware in combinations:
         repositories = [{"enabled": True, "origin": "distribution", "components": ["main", *data.DEBIAN_COMPONENTS], "path": "/etc/apt/sources.list",
                          "uris": ["http://deb.debian.org/debian"], "suites": ["stable"], "signed_by": None}]  # fmt: skip
-        changes = wanted(branch=branch, **(MIRROR if source == "mirror" else {"source": source}))
+        repositories += (
+            [cdn(kind, arch) for kind in ("extensions", "supplementary")] if distribution == "RedHat" else []
+        )
+        changes = wanted(**(MIRROR if source == "mirror" else {"source": source}), **of_branch(wish))
         plan = driver_plan(host(distribution, version, arch, hardware, repositories=repositories), changes)
         kept = {
             key: plan[key]
@@ -157,13 +178,15 @@ def golden(distribution, version, source):
                 "module_stream",
                 "versionlock",
                 "prerequisites",
+                "enable",
                 "pins",
                 "packages",
+                "command",
             )
         }
         kept["services"] = [item["name"] for item in plan["services"] if item["needed"]]
         kept["files"] = [item["path"] for item in plan["files"]]
-        plans[f"{branch} {arch} {hardware}"] = {key: value for key, value in kept.items() if value}
+        plans[f"{wish} {arch} {hardware}"] = {key: value for key, value in kept.items() if value}
     return plans
 
 
@@ -381,6 +404,7 @@ def test_pain_9_other_files_that_name_our_repository_go():
 def test_pain_13_streams_before_10_and_version_locks_from_10_on(system, stream, lock):
     plan = driver_plan(host(*system), wanted())
     assert (plan["module_stream"], plan["versionlock"]) == (stream, lock)
+    assert ("python3-dnf-plugin-versionlock" in plan["prerequisites"]) == bool(lock)
 
 
 def test_pain_12_headers_are_of_the_running_kernel_or_of_the_one_asked_for():
@@ -548,6 +572,126 @@ def test_modules_of_ubuntu_that_a_new_kernel_lacks_are_brought():
     ]
 
 
+# -- Red Hat's own driver ------------------------------------------------------------------------------------------
+
+RED_HATS = {"source": "distribution", "branch": "595", "version": "595.71.05"}
+RHUI = ("rhel-10-extensions-rhui-rpms", "rhel-10-supplementary-rhui-rpms")
+
+
+def rhel(**changes):
+    """A registered Red Hat Enterprise Linux."""
+    return host("RedHat", "10.1", **{"repositories": [cdn("extensions"), cdn("supplementary")], **changes})
+
+
+def with_red_hats(version="595.71.05", **changes):
+    """The same where the role has done its work."""
+    names = ("kmod-nvidia-open", "nvidia-driver-cuda", "nvidia-driver-libs")
+    state = rhel(packages=dict.fromkeys(names, f"3:{version}-1.el10_1"), **changes)
+    state["driver"].update(loaded_version=version, module_version=version, error=None)
+    plan = driver_plan(state, wanted(**RED_HATS))
+    state["files"] = {item["path"]: hashlib.sha256(item["content"].encode()).hexdigest() for item in plan["files"]}
+    return state
+
+
+def test_pain_13_red_hats_driver_is_installed_by_red_hats_tool():
+    plan = driver_plan(rhel(), wanted(**RED_HATS))
+    assert plan["problems"] == [] and plan["change"] == "install"
+    assert plan["prerequisites"] == ["rhel-drivers", "python3-dnf-plugin-versionlock"]
+    assert plan["command"] == ["rhel-drivers", "install", "--batch", "nvidia:595.71.05"]
+    assert plan["packages"] == ["kmod-nvidia-open-595.71.05*"] and plan["versionlock"] == ["*nvidia*595.71.05*"]
+    for key in ("keys", "repositories", "enable", "pins"):
+        assert plan[key] == []
+    tools = {"rhel-drivers": "0.1-1.el10", "python3-dnf-plugin-versionlock": "4.7-1.el10"}
+    assert driver_plan(rhel(packages=tools), wanted(**RED_HATS))["prerequisites"] == []
+
+
+def test_pain_13_host_with_red_hats_driver_needs_nothing():
+    # Neither its repositories nor its tool.
+    plan = driver_plan(with_red_hats(repositories=[]), wanted(**RED_HATS))
+    assert plan["current"] and plan["change"] == "none" and plan["command"] is None
+    for key in ("problems", "notes", "prerequisites", "enable", "packages"):
+        assert plan[key] == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "version", "change"),
+    [
+        ("595.71.05", "595.71.05", "none"),
+        ("595.58.03", "595.71.05", "upgrade"),
+        ("595.71.05", "595.58.03", "downgrade"),
+        ("580.159.04", "595.71.05", "upgrade"),
+        ("595.71.05", "580.159.04", "downgrade"),
+    ],
+)
+def test_pain_13_red_hats_driver_up_down_or_nothing(installed, version, change):
+    plan = driver_plan(with_red_hats(installed), wanted(source="distribution", **of_branch(version)))
+    assert plan["problems"] == [] and plan["change"] == change
+    assert plan["command"] == (
+        None if change == "none" else ["rhel-drivers", "install", "--batch", f"nvidia:{version}"]
+    )
+
+
+def test_pain_6_red_hats_modules_and_libraries_are_brought_into_step():
+    state = with_red_hats()
+    state["packages"]["kmod-nvidia-open"] = "3:595.58.03-1.el10_1"
+    plan = driver_plan(state, wanted(**RED_HATS))
+    assert plan["change"] == "switch" and "kmod-nvidia-open 595.58.03" in plan["notes"][0] and plan["command"]
+    del state["packages"]["kmod-nvidia-open"]
+    assert driver_plan(state, wanted(**RED_HATS))["notes"] == ["missing: kmod-nvidia-open"]
+
+
+@pytest.mark.parametrize(
+    ("repositories", "enable", "unknown"),
+    [
+        ([cdn("extensions"), cdn("supplementary")], [], []),
+        ([cdn("", name=name) for name in RHUI], [*RHUI], []),
+        ([cdn("", name=RHUI[0], enabled=True), cdn("", name=RHUI[1])], [RHUI[1]], []),
+        ([cdn("", name=name, enabled=True) for name in RHUI], [], []),
+        ([cdn("extensions"), cdn("", name=RHUI[1])], [RHUI[1]], []),
+        ([cdn("extensions")], [], ["rhel-10-for-x86_64-supplementary-rpms (or rhel-10-supplementary-rhui-rpms)"]),
+        ([cdn("extensions", "aarch64"), cdn("supplementary", "aarch64")], [], ["x86_64-extensions-rpms", "x86_64-supplementary-rpms"]),
+        ([cdn("baseos"), {**cdn(""), "name": None}], [], ["extensions", "supplementary", "subscription-manager register"]),
+    ],
+)  # fmt: skip
+def test_pain_13_repositories_of_a_clouds_image_are_enabled_and_missing_ones_told(repositories, enable, unknown):
+    plan = driver_plan(rhel(repositories=repositories), wanted(**RED_HATS))
+    assert plan["enable"] == enable and ("dnf-plugins-core" in plan["prerequisites"]) == bool(enable)
+    assert len(plan["problems"]) == bool(unknown)
+    assert all(text in plan["problems"][0] for text in unknown)
+    told = driver_plan(rhel(repositories=repositories), wanted(**{**RED_HATS, "version": ""}))["problems"][0]
+    assert ("--set-enabled" in told) == bool(enable) and " ".join(enable) in told
+
+
+def test_pain_19_red_hats_modules_need_no_headers_and_no_dkms():
+    state = with_red_hats()
+    state["packages"]["dkms"] = "3.2.1-1.el10"
+    state["driver"].update(loaded_version=None, module_version=None)
+    plan = driver_plan(state, wanted(**RED_HATS))
+    assert not state["kernel"]["headers"] and plan["prerequisites"] == [] and not plan["build"]
+
+
+@pytest.mark.parametrize(
+    ("units", "changes", "needed"),
+    [
+        ({}, {}, []),
+        ({"nvidia-persistenced.service": {"exists": False, "active": False, "enabled": False}}, {}, []),
+        ({"nvidia-persistenced.service": {"exists": True, "active": False, "enabled": False}}, {}, ["nvidia-persistenced.service"]),
+        ({"nvidia-persistenced.service": {"exists": True, "active": True, "enabled": True}}, {"persistence": False}, []),
+    ],
+)  # fmt: skip
+def test_pain_14_persistence_daemon_of_red_hat_runs_where_there_is_one(units, changes, needed):
+    state = with_red_hats()
+    state["driver"]["units"] = units
+    plan = driver_plan(state, wanted(**RED_HATS, **changes))
+    assert [item["name"] for item in plan["services"] if item["needed"]] == needed
+
+
+def test_pain_2_red_hats_version_is_locked_unless_nothing_is_to_be_held():
+    assert driver_plan(rhel(), wanted(**RED_HATS, hold=False))["versionlock"] == []
+    # dnf needs the lock to find the branch.
+    assert driver_plan(host("Rocky", "10.1"), wanted(hold=False))["versionlock"] == ["*nvidia*580*"]
+
+
 V100 = [
     {
         "address": "0000:18:00.0",
@@ -586,7 +730,15 @@ V100 = [
         (host("Ubuntu", "24.04", hardware="hgx_b200"), {"source": "distribution"}, ["Ubuntu 24.04 has no nvlsm, libnvsdm-580", "cuda_repo"]),
         (host("Ubuntu", "26.04"), {}, ["580", "NVIDIA's repository for Ubuntu 26.04 begins with 595", "distribution"]),
         (host(), {"branch": "570"}, ["570", "Debian 13 begins with 580", "mirror"]),
-        (host("Rocky", "9.6"), {"source": "distribution"}, ["Enterprise Linux", "cuda_repo"]),
+        (host("Rocky", "10.1"), {"source": "distribution"}, ["Rocky 10 has no driver of its own", "Red Hat Enterprise Linux 10.1", "cuda_repo"]),
+        (host("RedHat", "10.0"), RED_HATS, ["Red Hat Enterprise Linux is 10.0, wanted 10.1", "upgrade it", "cuda_repo"]),
+        (host("RedHat", "9.6"), RED_HATS, ["is 9.6, wanted 10.1"]),
+        (rhel(), {**RED_HATS, "flavour": "proprietary"}, ["is proprietary", "wanted open", "cuda_repo"]),
+        (rhel(), {**RED_HATS, "version": ""}, ["nvidia_driver_version is empty, wanted a version of branch 595", "list --available"]),
+        (rhel(hardware="hgx_h200"), RED_HATS, ["RedHat 10 has no nvidia-fabricmanager, libnvidia-nscq", "cuda_repo"]),
+        (rhel(hardware__gpus=V100), RED_HATS, ["Volta", "open modules do not drive"]),
+        (rhel(packages={"kmod-nvidia-open-dkms": "3:595.71.05-1.el10"}), RED_HATS, ["kmod-nvidia-open-dkms of another origin", "dnf remove"]),
+        (rhel(packages={"kmod-nvidia-open": "3:595.71.05-1.el10"}), {"branch": "595"}, ["kmod-nvidia-open of another origin", "dnf remove"]),
         (host(package_state__interrupted=True, package_state__incomplete=["libcuda1", "grub-pc"]), {}, ["libcuda1, grub-pc", "dpkg --configure -a"]),
         (with_driver(package_state__interrupted=True), {}, ["unknown packages", "dpkg --configure -a"]),
         (host(packages={"nvidia-open-kernel-dkms": "550.163.01-2"}), {}, ["nvidia-open-kernel-dkms of another origin", "apt-get purge"]),
@@ -595,6 +747,13 @@ V100 = [
 def test_bad_input_is_told_with_its_cure(state, changes, told):
     problems = driver_plan(state, wanted(**changes))["problems"]
     assert any(all(text in problem for text in told) for problem in problems), problems
+
+
+def test_names_that_red_hat_shares_with_nvidia_are_no_mixture():
+    shared = {"nvidia-driver-cuda": "3:595.71.05-1.el10", "nvidia-persistenced": "3:595.71.05-1.el10"}
+    assert driver_plan(rhel(packages=shared), wanted(**RED_HATS))["problems"] == []
+    mirrored = wanted(**{**MIRROR, "branch": "595"})
+    assert driver_plan(rhel(packages=shared), mirrored)["problems"] == []
 
 
 def test_names_that_ubuntus_archive_shares_with_nvidia_are_no_mixture():
@@ -607,6 +766,8 @@ def test_names_that_ubuntus_archive_shares_with_nvidia_are_no_mixture():
 def test_all_problems_at_once():
     state = host("Fedora", "44", hardware="hgx_b200")
     assert len(driver_plan(state, wanted(flavour="proprietary", branch="550"))["problems"]) == 3
+    state = rhel(hardware="hgx_h200", repositories=[], packages={"kmod-nvidia-open-dkms": "3:580.159.04-1.el10"})
+    assert len(driver_plan(state, wanted(source="distribution", flavour="proprietary"))["problems"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -738,6 +899,7 @@ def test_plan_changes_nothing_it_is_given():
     ("packages", "version"),
     [
         ({}, None),
+        ({"kmod-nvidia-open": "3:595.71.05-1.el10_1"}, "595.71.05"),
         ({"libnvidia-compute-580-server": "580.95.05-0ubuntu0.24.04.1"}, "580.95.05"),
         ({"nvidia-driver-cuda": "3:580.159.04-1.el9"}, "580.159.04"),
         ({"nvidia-container-toolkit": "1.20.0-1", "libnvidia-container1": "1.20.0-1"}, None),

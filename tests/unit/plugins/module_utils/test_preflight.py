@@ -266,7 +266,12 @@ def test_pain_19_secure_boot_is_told_before_unsigned_modules_are_built(boot, wan
     ubuntu = host(secure_boot=boot, os__distribution="Ubuntu", os__major="24")
     signed = wanted["driver_plan"]["source"] == "distribution"
     assert bool(preflight_problems(ubuntu, wanted, [LLAMA])) == (refused and not signed)
+    for distribution, has_signed in (("RedHat", True), ("Rocky", False)):
+        enterprise = host(secure_boot=boot, os__distribution=distribution, os__package_manager="dnf")
+        told = told_of("secure_boot", enterprise, wanted, [LLAMA])
+        assert bool(told) == (refused and not (signed and has_signed))
     assert not problems or ("mokutil --import /var/lib/dkms/mok.pub" in problems[0] and "console" in problems[0])
+    assert not problems or "on Ubuntu or Red Hat Enterprise Linux" in problems[0]
 
 
 def source(path, signed_by, uri="http://apt.example.com/cuda", **changes):
@@ -356,6 +361,7 @@ NEEDS_HEADERS = {"prerequisites": ["linux-headers-6.12.48+deb13-amd64"]}
         (False, planned("install", source="mirror", **NEEDS_HEADERS), [], False),
         # Modules that the distribution built.
         (False, planned("install"), [], False),
+        (False, planned("install", source="distribution", prerequisites=["rhel-drivers"]), [], False),
         (True, planned("install", **NEEDS_HEADERS), [], False),
         (False, WANTED, [], False),
     ],
@@ -373,6 +379,9 @@ def test_pain_12_kernel_that_waits_is_a_warning_when_the_driver_changes():
     message, severity = told_of("kernel_pending", waiting, planned(), [LLAMA])
     assert severity == "warning" and "6.12.48+deb13-amd64 runs and 6.12.57+deb13-amd64 is installed" in message
     assert told_of("kernel_pending", waiting, WANTED, [LLAMA]) is None
+    # Nothing is built where modules come built.
+    signed = {**waiting, "os": {**waiting["os"], "distribution": "RedHat"}}
+    assert told_of("kernel_pending", signed, planned(source="distribution"), [LLAMA]) is None
 
 
 ARCHIVE = {"nvidia-headless-no-dkms-580-server": "580.126.20-0ubuntu0.24.04.1"}
@@ -403,6 +412,28 @@ def test_packages_of_two_origins(packages, sources, plan, severity):
     problem = told_of("mixed_origins", host(packages=packages, repositories=entries), plan, [LLAMA])
     assert (problem and problem[1]) == severity
     assert severity != "error" or "nvidia-headless-no-dkms-580-server" in problem[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "enabled", "severity"),
+    [
+        ("kmod-nvidia-open nvidia-driver-cuda nvidia-persistenced", False, None),
+        ("kmod-nvidia-open-dkms nvidia-driver-cuda nvidia-persistenced", True, None),
+        ("kmod-nvidia-open kmod-nvidia-open-dkms", False, "error"),
+        ("kmod-nvidia-open kmod-nvidia-latest-dkms", False, "error"),
+        ("kmod-nvidia-open nvidia-driver-cuda", True, "warning"),
+    ],
+)
+def test_packages_of_two_origins_of_enterprise_linux(names, enabled, severity):
+    packages = dict.fromkeys(names.split(), "3:595.71.05-1.el10")
+    state = host(
+        packages=packages,
+        repositories=[source("/cuda.repo", "/k", origin="cuda", enabled=enabled)],
+        os__package_manager="dnf",
+    )
+    problem = told_of("mixed_origins", state, WANTED, [LLAMA])
+    assert (problem and problem[1]) == severity
+    assert not problem or "kmod-nvidia-open" in problem[0]
 
 
 @pytest.mark.parametrize(
