@@ -34,8 +34,8 @@ unit: venv tools ## Pure functions, and modules against real local servers
 molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver reboot faults lifecycle interrupted vllm dkms"]
 	tests/molecule.sh $(SCENARIO)
 
-bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed
-	$(V)/python tests/perf/bench.py
+bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed [STAGING=1]
+	$(V)/python tests/perf/$(if $(STAGING),staging,bench).py
 
 build: venv ## Build the collection, check it as Galaxy does, install it elsewhere and read its playbook there
 	tests/build.sh

@@ -44,6 +44,9 @@ GPU_LAYER, GPU_MODULES = str(HERE / "gpu_layer.yml"), 6
 LOADING = (4.0, 14.0)
 WAITS = ("module", "uri")
 
+#: Services of one host, sharing its first GPU, for what a no-op costs with many of them.
+MANY = 8
+
 Call = dict[str, Any]
 
 
@@ -69,6 +72,7 @@ def main() -> int:
         report["gpu_modules"] = count_modules(GPU_LAYER)
         report["wall"] = compare_wall_times(repeats)
         report["noticed"] = watch_restarts(restarts)
+        report["many_modules"] = count_with_many()
     finally:
         if not args.keep:
             lab.say("removing the hosts")
@@ -99,11 +103,11 @@ def machine(here: lab.Lab) -> dict[str, Any]:
 # -- plays -----------------------------------------------------------------------------------------------------
 
 
-def command(playbook: str, *args: str) -> list[str]:
+def command(playbook: str, *args: str, extra: dict[str, Any] | None = None) -> list[str]:
     """The command line that runs a playbook on this lab."""
     ansible = pathlib.Path(sys.executable).parent / "ansible-playbook"
     inventory = str(lab.ROOT / "inventories/lab")
-    return [str(ansible), "-i", inventory, playbook, "-e", json.dumps({"lab_name": NAME}), *args]
+    return [str(ansible), "-i", inventory, playbook, "-e", json.dumps({"lab_name": NAME, **(extra or {})}), *args]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -112,9 +116,9 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "ANSIBLE_CONFIG": str(lab.ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **changes}
 
 
-def play(playbook: str, unchanged: bool = False, **changes: str) -> float:
+def play(playbook: str, unchanged: bool = False, extra: dict[str, Any] | None = None, **changes: str) -> float:
     """Runs a playbook; returns its wall time. Leaves when it fails, or when it changes what must not change."""
-    argv = command(playbook)
+    argv = command(playbook, extra=extra)
     started = time.monotonic()
     done = subprocess.run(argv, cwd=lab.ROOT, env=environment(**changes), capture_output=True, text=True)
     seconds = time.monotonic() - started
@@ -127,18 +131,39 @@ def play(playbook: str, unchanged: bool = False, **changes: str) -> float:
 # -- measurements ----------------------------------------------------------------------------------------------
 
 
-def count_modules(playbook: str) -> list[Call]:
+def count_modules(playbook: str, extra: dict[str, Any] | None = None) -> list[Call]:
     """Every call of a no-op run that reached a host: modules, and commands (modules are commands too)."""
     lab.say(f"counting what a no-op {pathlib.Path(playbook).name} runs on the hosts")
     with tempfile.TemporaryDirectory() as folder:
         calls = pathlib.Path(folder, "calls")
         settings = {"ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"), "BENCH_CALLS": str(calls)}
-        play(playbook, unchanged=True, ANSIBLE_CALLBACKS_ENABLED="remote_calls", **settings)
+        play(playbook, unchanged=True, extra=extra, ANSIBLE_CALLBACKS_ENABLED="remote_calls", **settings)
         found: list[Call] = [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
     for call in found:
         # Not every call is handed the variables, but each knows where it goes; the lab's addresses are HOST.LAB.
         call["host"] = call["host"] or str(call["address"]).removesuffix(f".{NAME}")
     return [call for call in found if call["connection"] != "local"]
+
+
+def count_with_many() -> list[Call]:
+    """The same for hosts with MANY services each."""
+    services = [
+        {
+            "name": f"llama-{number}",
+            "image": f"nvcr.lab:5000/{lab.NIM}",
+            "tag": "1.8.6",
+            "gpus": [0],
+            "gpu_shared": True,
+            "port": 8000 if number == 0 else 8100 + number,
+            "env": {"NIM_KVCACHE_PERCENT": "0.1"},
+            "ulimits": ["stack=67108864"],
+        }
+        for number in range(MANY)
+    ]
+    lab.say(f"deploying {MANY} services on each host")
+    gone = {"name": "llama", "state": "absent"}
+    play(SITE, extra={"nim_services": [gone, *services]})
+    return count_modules(SITE, {"nim_services": services})
 
 
 def compare_wall_times(repeats: int) -> dict[str, list[float]]:
@@ -229,6 +254,14 @@ def show_table(report: dict[str, Any]) -> None:
             lines.append(
                 (f"no-op {label}, modules on {host}", str(modules), f"<= {target}", mark(modules <= target), detail)
             )
+    for host in HOSTS:
+        modules = [
+            call["module"] for call in report["many_modules"] if call["host"] == host and call["kind"] == "module"
+        ]
+        proofs = sum(name.endswith("chat_completion") for name in modules)
+        detail = f"{proofs} of them prove an endpoint each"
+        label = f"no-op site.yml, {MANY} services, on {host}"
+        lines.append((label, str(len(modules)), f"<= {MODULES}", mark(len(modules) <= MODULES), detail))
     wall = report["wall"]
     for name, label in (
         ("site", "no-op site.yml"),

@@ -126,6 +126,22 @@ def test_upgrade_to_an_image_that_is_not_there_touches_nothing(host):
     assert "Stopping" not in host.check_output(f"journalctl -u nim-llama --since=@{since:.0f} -o cat --no-pager")
 
 
+def test_registry_that_is_down_matters_to_nobody_who_has_the_image(host):
+    before = record(host)
+    host.check_output("cp /etc/hosts /etc/hosts.away && echo '127.0.0.2 nvcr.lab' >> /etc/hosts")
+    try:
+        assert host.run("docker pull nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct:2.0.5").rc != 0
+        again = play("site", limit=HOST, extra={"nim_services": [service(HOST, tag=NEW)]})
+        assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
+        run = deploy(tag=NEW, env={"NIM_LOG_LEVEL": "INFO"})
+        assert run.returncode == 0, run.stdout
+        assert record(host)["image_reference"] == before["image_reference"] and ask(HOST)
+    finally:
+        host.check_output("cat /etc/hosts.away > /etc/hosts && rm /etc/hosts.away")
+    back = deploy(tag=NEW)
+    assert back.returncode == 0, back.stdout
+
+
 def test_play_killed_in_the_middle_of_an_upgrade_heals(host):
     """Killed while the new version starts: the next run finishes, and its failure could still go back."""
     process = subprocess.Popen(
