@@ -46,7 +46,7 @@ EXPORTS = {
     },
     "nim_service": {
         "nim_service_endpoints": "the resolved services that were verified (entry point `verify`)",
-        "nim_service_verification": "results of M(baremetal.nim.chat_completion), one per endpoint",
+        "nim_service_verification": "result of M(baremetal.nim.nim_verify) for the endpoints",
     },
 }
 ROLE_PAGE = """\

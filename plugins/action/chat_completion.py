@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.plugin_utils._slices import SlicedAction
+from ansible_collections.baremetal.nim.plugins.plugin_utils._slices import SlicedAction, verified
 
 
 class ActionModule(SlicedAction):
@@ -24,8 +24,4 @@ class ActionModule(SlicedAction):
 
     def success(self, result: Mapping[str, Any]) -> str:
         """Return how long it took."""
-        if result.get("phase") != "verified":
-            return ""
-        ttft = result.get("ttft")
-        first = "" if ttft is None else f", first token after {ttft:.3g} s"
-        return f"verified, ready after {result.get('ready_after') or 0.0:.0f} s{first}"
+        return verified(result)

@@ -20,8 +20,7 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for host in hosts:
         name = host["inventory_hostname"]
         results = {
-            result["__nim_service_probe"]: result
-            for result in (host.get("nim_service_verification") or {}).get("results") or []
+            result["name"]: result for result in (host.get("nim_service_verification") or {}).get("results") or []
         }
         items = host.get("nim_service_endpoints")
         if items is None:

@@ -369,151 +369,35 @@ next_command:
   sample: journalctl -u nim-llama.service -n 100 --no-pager
 """
 
-import os
-import re
 import socket
-from typing import Any
-from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import REQUESTS_IMPORT_ERROR, Endpoint
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
-from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
-from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
-
-ARGUMENT_SPEC = {
-    "url": {"type": "str", "required": True},
-    "model": {"type": "str"},
-    "prompt": {"type": "str", "default": "Reply with the single word: ready"},
-    "messages": {"type": "list", "elements": "dict"},
-    "max_tokens": {"type": "int", "default": 64, "no_log": False},
-    "temperature": {"type": "float", "default": 0.0},
-    "probes": {
-        "type": "list",
-        "elements": "str",
-        "choices": ["completion", "stream", "health"],
-        "default": ["completion", "stream"],
-    },
-    "expect_regex": {"type": "str"},
-    "check_metadata": {"type": "bool", "default": True},
-    "ready_path": {"type": "str", "default": "/v1/health/ready"},
-    "timeout": {"type": "float", "default": 1800},
-    "request_timeout": {"type": "float", "default": 120},
-    "poll_interval": {"type": "float", "default": 0.25},
-    "unit": {"type": "str"},
-    "journal_lines": {"type": "int", "default": 20},
-    "api_key": {"type": "str", "no_log": True},
-    "validate_certs": {"type": "bool", "default": True},
-    "ca_path": {"type": "path"},
-    "client_cert": {"type": "path"},
-    "client_key": {"type": "path", "no_log": False},
-    "progress": {"type": "bool", "default": True},
-    "max_wait": {"type": "float"},
-    "resume": {
-        "type": "dict",
-        "options": {
-            "elapsed": {"type": "float", "default": 0},
-            "breaks": {"type": "int", "default": 0},
-            "restarts": {"type": "int"},
-            "invocation_id": {"type": "str"},
-        },
-    },
-}
-
-
-def option_problems(options: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
-    problems = []
-    url = options["url"]
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and "@" not in parts.netloc
-    except ValueError:
-        sound = False
-    if not sound:
-        problems.append("url must be http:// or https:// with a host, an optional port and no user")
-    for name in ("timeout", "request_timeout", "poll_interval", "max_wait", "max_tokens"):
-        if options[name] is not None and options[name] <= 0:
-            problems.append(f"{name} is {options[name]:g}, it must be above 0")
-    if options["journal_lines"] < 0:
-        problems.append(f"journal_lines is {options['journal_lines']}, it must not be below 0")
-    if "health" in options["probes"] and len(options["probes"]) > 1:
-        problems.append(
-            f"probes are {', '.join(options['probes'])}, but health stands alone: leave out the others, or health"
-        )
-    if not options["ready_path"].startswith("/"):
-        problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
-    if options["unit"] is not None and not UNIT_NAME.fullmatch(options["unit"]):
-        problems.append(f"unit is {options['unit']!r}, it must be the name of one systemd unit")
-    if options["api_key"] and not re.fullmatch(r"[\x21-\x7e]+", options["api_key"]):
-        problems.append("api_key holds spaces, line ends or characters that are not ASCII: trim it")
-    if options["expect_regex"] is not None:
-        try:
-            re.compile(options["expect_regex"])
-        except re.error as exc:
-            problems.append(f"expect_regex {options['expect_regex']!r} is no regular expression: {exc}")
-    for name in ("ca_path", "client_cert", "client_key"):
-        if options[name] and not os.access(options[name], os.R_OK):
-            problems.append(f"{name} {options[name]} cannot be read on this host")
-    return problems
+from ansible_collections.baremetal.nim.plugins.module_utils import _probe
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import REQUESTS_IMPORT_ERROR
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[("prompt", "messages")],
-        required_by={"client_key": "client_cert"},
+        argument_spec=_probe.ARGUMENT_SPEC,
+        mutually_exclusive=_probe.MUTUALLY_EXCLUSIVE,
+        required_by=_probe.REQUIRED_BY,
         supports_check_mode=True,
     )
-    options = module.params
-    base = re.sub(r"/*(/v1)?/*$", "", options["url"])
-    problems = option_problems(options)
+    problems = _probe.option_problems(module.params)
     if problems:
         module.fail_json(msg="; ".join(problems))
     if module.check_mode:
+        base = _probe.base_of(module.params["url"])
         module.exit_json(
             changed=False, skipped=True, msg=f"Check mode: {base} was not asked, it may not be deployed yet."
         )
     if REQUESTS_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_IMPORT_ERROR)
-
-    def run(argv: list[str]) -> tuple[int, str, str]:
-        path = module.get_bin_path(argv[0])
-        if path is None:
-            return 127, "", f"{argv[0]} is not installed"
-        return module.run_command([path] + argv[1:], errors="surrogate_or_replace")
-
-    module.run_command_environ_update = {"LANG": "C", "LC_ALL": "C"}
-    resume = options["resume"] or {}
-    watch = None
-    if options["unit"]:
-        watch = UnitWatch(
-            options["unit"],
-            run,
-            lines=options["journal_lines"],
-            restarts=resume.get("restarts"),
-            invocation_id=resume.get("invocation_id") or "",
-        )
-    cert, key = options["client_cert"], options["client_key"]
-    endpoint = Endpoint(
-        base,
-        options["request_timeout"],
-        api_key=options["api_key"],
-        verify=(options["ca_path"] or True) if options["validate_certs"] else False,
-        cert=(cert, key) if cert and key else cert,
-    )
-    verification = Verification(options, endpoint, watch)
-    try:
-        verification.run()
-    except Fault as fault:
-        result = verification.result
-        culprit = fault.culprit.rstrip(".")
-        journal = f" Journal: {culprit}." if culprit else ""
-        next_command = result["next_command"]
-        msg = f"{socket.gethostname()}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
-        module.fail_json(msg=msg, **result)
-    module.exit_json(**verification.result)
+    result = _probe.verify(module.params, _probe.runner(module), socket.gethostname())
+    if result.get("failed"):
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

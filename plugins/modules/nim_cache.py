@@ -225,8 +225,8 @@ resume:
   returned: while waiting
 failure_class:
   description:
-    - Class of the failure, such as V(auth), V(image_missing), V(disk_full), V(cache_permission), V(no_profile), or
-      V(staging_failed) when nothing more is known.
+    - Class of the failure, such as V(auth), V(image_missing), V(disk_full), V(cache_permission), V(cache_missing), V(no_profile),
+      V(wrong_contract), or V(staging_failed) when nothing more is known.
   type: str
   returned: on failure
 evidence:

@@ -10,7 +10,7 @@ This plugin util is private to the collection and may change at any time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
@@ -91,16 +91,41 @@ class SlicedAction(ActionBase):
         """Return the words for the good end, empty when there are none."""
         raise NotImplementedError
 
+    def parts(
+        self, args: Mapping[str, Any], result: Mapping[str, Any]
+    ) -> Iterator[tuple[str, float, Mapping[str, Any]]]:
+        """Return what a result tells of: subjects, each with its timeout in seconds and what is known of it."""
+        yield self.subject(args), self.limit(args), result
+
+    def limit(self, args: Mapping[str, Any]) -> float:
+        """Return the seconds that the wait may take."""
+        # Values of a wrong type are the module's to refuse.
+        return number(args.get("timeout"), self.timeout)
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the module's result for the whole wait. Raises AnsibleConnectionFailure when the host stays away."""
         super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = self._task.args
-        # Values of a wrong type are the module's to refuse.
-        timeout = _number(args.get("timeout"), self.timeout)
-        length = _number(args.get("max_wait"), _SLICE)
-        label = f"{task_vars.get('inventory_hostname', 'host')}: {self.subject(args)}"
-        progress = Progress(label, timeout, self._show, time.monotonic)
+        timeout = self.limit(args)
+        length = number(args.get("max_wait"), _SLICE)
+        tellers: dict[str, Progress] = {}
+        ended: set[str] = set()
+
+        def teller(subject: str, limit: float) -> Progress:
+            label = f"{task_vars.get('inventory_hostname', 'host')}: {subject}"
+            return tellers.setdefault(subject, Progress(label, limit, self._show, time.monotonic))
+
+        def tell(result: Mapping[str, Any]) -> None:
+            for subject, limit, part in self.parts(args, result):
+                if part.get("waiting"):
+                    teller(subject, limit).waiting(part, time.monotonic() - start)
+                    continue
+                words = "" if part.get("failed") or part.get("skipped") else self.success(part)
+                if words and subject not in ended:
+                    ended.add(subject)
+                    teller(subject, limit).ended(words)
+
         start = time.monotonic()
         resume: dict[str, Any] = {}
         history: list[dict[str, Any]] = []
@@ -121,7 +146,8 @@ class SlicedAction(ActionBase):
                 losses += 1
                 if losses > _LOSSES or elapsed >= timeout:
                     raise
-                progress.lost(str(exc), elapsed)
+                for one in tellers.values() or [teller(self.subject(args), timeout)]:
+                    one.lost(str(exc), elapsed)
                 self._reconnect()
                 continue
             losses = 0
@@ -129,15 +155,13 @@ class SlicedAction(ActionBase):
             _join(history, result.get("history") or [])
             if result.get("waiting"):
                 resume = result["resume"]
-                progress.waiting(result, time.monotonic() - start)
+                tell(result)
                 continue
             if history:
                 result["history"] = history
             if changed:
                 result["changed"] = True
-            words = "" if result.get("failed") or result.get("skipped") else self.success(result)
-            if words:
-                progress.ended(words)
+            tell(result)
             return result
 
     def _show(self, line: str) -> None:
@@ -161,7 +185,17 @@ def _join(history: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
     history += more[1:] if same else more
 
 
-def _number(value: Any, default: float) -> float:
+def verified(result: Mapping[str, Any]) -> str:
+    """Return how long the verification of an endpoint took, empty when it was not verified."""
+    if result.get("phase") != "verified":
+        return ""
+    ttft = result.get("ttft")
+    first = "" if ttft is None else f", first token after {ttft:.3g} s"
+    return f"verified, ready after {result.get('ready_after') or 0.0:.0f} s{first}"
+
+
+def number(value: Any, default: float) -> float:
+    """Return a value as a number of seconds, DEFAULT when it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):

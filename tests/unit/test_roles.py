@@ -201,11 +201,6 @@ def test_keys_of_verify_are_options_of_chat_completion():
     assert documentation("modules", "chat_completion")["options"].keys() >= _resolve.VERIFY_KEYS
 
 
-def test_keys_of_verify_reach_chat_completion():
-    (task,) = load("roles/nim_service/tasks/probe.yml")
-    assert task["baremetal.nim.chat_completion"].keys() >= _resolve.VERIFY_KEYS
-
-
 def test_contracts_are_documented():
     assert SERVICE["contract"]["choices"] == ["auto", *CONTRACTS]
 

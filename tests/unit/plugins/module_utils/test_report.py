@@ -19,7 +19,7 @@ LLAMA = {
 }
 PHI = {**LLAMA, "name": "phi", "url": "http://127.0.0.1:8001", "devices": ["nvidia.com/gpu=1"]}
 ANSWER = {
-    "__nim_service_probe": "llama",
+    "name": "llama",
     "changed": False,
     "model": "meta/llama-3.1-8b-instruct",
     "content": "4",
@@ -76,7 +76,7 @@ def test_verified_endpoint():
             host(
                 results=[
                     {
-                        "__nim_service_probe": "llama",
+                        "name": "llama",
                         "failed": True,
                         "msg": "gpu01: crashed",
                         "failure_class": "crash_loop",
@@ -93,13 +93,13 @@ def test_verified_endpoint():
             id="failed",
         ),
         pytest.param(
-            host(results=[{"__nim_service_probe": "llama", "skipped": True, "changed": False}]),
+            host(results=[{"name": "llama", "skipped": True, "changed": False}]),
             {"verified": False, "failure": None},
             id="skipped",
         ),
         pytest.param(host(results=[]), {"verified": False, "failure": "not asked"}, id="not-asked"),
         pytest.param(
-            host(results=[{**ANSWER, "__nim_service_probe": "phi"}]),
+            host(results=[{**ANSWER, "name": "phi"}]),
             {"verified": False, "failure": "not asked"},
             id="another-asked",
         ),
@@ -127,10 +127,10 @@ def test_host_without_services():
 
 
 def test_fleet():
-    bad = {"__nim_service_probe": "phi", "failed": True, "msg": "phi is down"}
+    bad = {"name": "phi", "failed": True, "msg": "phi is down"}
     report = _report.endpoints(
         [
-            host(endpoints=[LLAMA, PHI], results=[ANSWER, {**ANSWER, "__nim_service_probe": "phi"}]),
+            host(endpoints=[LLAMA, PHI], results=[ANSWER, {**ANSWER, "name": "phi"}]),
             {"inventory_hostname": "gpu02"},
             # Results come in the order of the loop, which need not be that of the endpoints.
             host("gpu03", [LLAMA, PHI], [bad, ANSWER]),

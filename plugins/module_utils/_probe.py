@@ -1,0 +1,191 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Options of a verification, and one slice of it from them: what chat_completion and nim_verify have in common.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
+from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+# argv -> (exit status, standard output, standard error)
+Run = Callable[[list[str]], tuple[int, str, str]]
+
+#: Options of chat_completion.
+ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
+    "url": {"type": "str", "required": True},
+    "model": {"type": "str"},
+    "prompt": {"type": "str", "default": "Reply with the single word: ready"},
+    "messages": {"type": "list", "elements": "dict"},
+    "max_tokens": {"type": "int", "default": 64, "no_log": False},
+    "temperature": {"type": "float", "default": 0.0},
+    "probes": {
+        "type": "list",
+        "elements": "str",
+        "choices": ["completion", "stream", "health"],
+        "default": ["completion", "stream"],
+    },
+    "expect_regex": {"type": "str"},
+    "check_metadata": {"type": "bool", "default": True},
+    "ready_path": {"type": "str", "default": "/v1/health/ready"},
+    "timeout": {"type": "float", "default": 1800},
+    "request_timeout": {"type": "float", "default": 120},
+    "poll_interval": {"type": "float", "default": 0.25},
+    "unit": {"type": "str"},
+    "journal_lines": {"type": "int", "default": 20},
+    "api_key": {"type": "str", "no_log": True},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_path": {"type": "path"},
+    "client_cert": {"type": "path"},
+    "client_key": {"type": "path", "no_log": False},
+    "progress": {"type": "bool", "default": True},
+    "max_wait": {"type": "float"},
+    "resume": {
+        "type": "dict",
+        "options": {
+            "elapsed": {"type": "float", "default": 0},
+            "breaks": {"type": "int", "default": 0},
+            "restarts": {"type": "int"},
+            "invocation_id": {"type": "str"},
+        },
+    },
+}
+MUTUALLY_EXCLUSIVE = [("prompt", "messages")]
+REQUIRED_BY = {"client_key": "client_cert"}
+#: Options that only the action plugins set.
+CONTROLLERS_OWN = ("progress", "max_wait", "resume")
+
+
+def option_problems(options: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
+    problems = []
+    url = options["url"]
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and "@" not in parts.netloc
+    except ValueError:
+        sound = False
+    if not sound:
+        problems.append("url must be http:// or https:// with a host, an optional port and no user")
+    for name in ("timeout", "request_timeout", "poll_interval", "max_wait", "max_tokens"):
+        if options[name] is not None and options[name] <= 0:
+            problems.append(f"{name} is {options[name]:g}, it must be above 0")
+    if options["journal_lines"] < 0:
+        problems.append(f"journal_lines is {options['journal_lines']}, it must not be below 0")
+    if "health" in options["probes"] and len(options["probes"]) > 1:
+        problems.append(
+            f"probes are {', '.join(options['probes'])}, but health stands alone: leave out the others, or health"
+        )
+    if not options["ready_path"].startswith("/"):
+        problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
+    if options["unit"] is not None and not UNIT_NAME.fullmatch(options["unit"]):
+        problems.append(f"unit is {options['unit']!r}, it must be the name of one systemd unit")
+    if options["api_key"] and not re.fullmatch(r"[\x21-\x7e]+", options["api_key"]):
+        problems.append("api_key holds spaces, line ends or characters that are not ASCII: trim it")
+    if options["expect_regex"] is not None:
+        try:
+            re.compile(options["expect_regex"])
+        except re.error as exc:
+            problems.append(f"expect_regex {options['expect_regex']!r} is no regular expression: {exc}")
+    for name in ("ca_path", "client_cert", "client_key"):
+        if options[name] and not os.access(options[name], os.R_OK):
+            problems.append(f"{name} {options[name]} cannot be read on this host")
+    return problems
+
+
+def base_of(url: str) -> str:
+    """Return the address without the version that clients append themselves."""
+    return re.sub(r"/*(/v1)?/*$", "", url)
+
+
+def runner(module: AnsibleModule) -> Run:
+    """Return what runs commands for a verification. Several may call it at a time; they take turns."""
+    lock = threading.Lock()
+    module.run_command_environ_update = {"LANG": "C", "LC_ALL": "C"}
+
+    def run(argv: list[str]) -> tuple[int, str, str]:
+        with lock:
+            path = module.get_bin_path(argv[0])
+            if path is None:
+                return 127, "", f"{argv[0]} is not installed"
+            result: tuple[int, str, str] = module.run_command([path] + argv[1:], errors="surrogate_or_replace")
+            return result
+
+    return run
+
+
+def verify(options: Mapping[str, Any], run: Run, hostname: str) -> dict[str, Any]:
+    """Return the result of one slice: as chat_completion returns it, with failed and msg when it is a failure.
+
+    options: those of chat_completion, sound. hostname: begins the message of a failure.
+    """
+    resume = options["resume"] or {}
+    watch = None
+    if options["unit"]:
+        watch = UnitWatch(
+            options["unit"],
+            run,
+            lines=options["journal_lines"],
+            restarts=resume.get("restarts"),
+            invocation_id=resume.get("invocation_id") or "",
+        )
+    cert, key = options["client_cert"], options["client_key"]
+    base = base_of(options["url"])
+    endpoint = Endpoint(
+        base,
+        options["request_timeout"],
+        api_key=options["api_key"],
+        verify=(options["ca_path"] or True) if options["validate_certs"] else False,
+        cert=(cert, key) if cert and key else cert,
+    )
+    verification = Verification(options, endpoint, watch)
+    try:
+        verification.run()
+    except Fault as fault:
+        culprit = fault.culprit.rstrip(".")
+        journal = f" Journal: {culprit}." if culprit else ""
+        next_command = verification.result["next_command"]
+        msg = f"{hostname}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
+        return {**verification.result, "failed": True, "msg": msg}
+    return verification.result
+
+
+def probes(
+    items: Iterable[Mapping[str, Any]], timeout: float | None, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return how services are verified, as nim_verify takes it.
+
+    items: resolved services, or their records (name, url, ready_path, model, verify, start_timeout). timeout: seconds that
+    each may take to be ready, None for its own start_timeout. options: of chat_completion, for all; those of a service win.
+    """
+    found = []
+    for item in items:
+        probe = {
+            "name": item["name"],
+            "url": item["url"],
+            "unit": f"nim-{item['name']}.service",
+            "timeout": item["start_timeout"] if timeout is None else timeout,
+            **options,
+            **(item.get("verify") or {}),
+        }
+        for key in ("model", "ready_path"):
+            if item.get(key):
+                probe[key] = item[key]
+        found.append(probe)
+    return found

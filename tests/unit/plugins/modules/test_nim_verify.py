@@ -1,0 +1,120 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""nim_verify against real local servers; what it says of one endpoint is tested with chat_completion."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.modules import nim_verify
+from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer
+
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the module; returns its result."""
+
+    def run(*endpoints, check_mode=False, **args):
+        common = {"timeout": 30, "request_timeout": 5, "poll_interval": 0.05}
+        args = {"endpoints": [{**common, **endpoint} for endpoint in endpoints], **args}
+        with patch_module_args({**args, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit) as caught:
+            nim_verify.main()
+        result = json.loads(capsys.readouterr().out)
+        assert caught.value.code == (1 if result.get("failed") else 0)
+        return result
+
+    return run
+
+
+def test_endpoints_are_verified_in_one_call(call):
+    with NimServer() as one, NimServer() as two:
+        result = call(
+            {"name": "llama", "url": one.url}, {"name": "phi", "url": two.url, "prompt": "Hi", "probes": ["stream"]}
+        )
+        assert [body["stream"] for body in two.asked("/v1/chat/completions")] == [True]
+    assert (result["changed"], result["waiting"]) == (False, False)
+    assert [(item["name"], item["phase"], item["model"], item["failed"]) for item in result["results"]] == [
+        ("llama", "verified", MODEL, False),
+        ("phi", "verified", MODEL, False),
+    ]
+
+
+def test_endpoints_are_waited_for_side_by_side(call):
+    endpoints = [{"name": str(number), "url": NOBODY, "timeout": 1.0} for number in range(8)]
+    began = time.monotonic()
+    result = call(*endpoints)
+    assert time.monotonic() - began < 5
+    assert [item["failure_class"] for item in result["results"]] == ["unreachable"] * 8
+
+
+def test_one_that_fails_stops_nobody_and_is_told(call):
+    with NimServer() as nim:
+        result = call({"name": "gone", "url": NOBODY, "timeout": 0.3}, {"name": "llama", "url": nim.url})
+    gone, llama = result["results"]
+    assert result["failed"] and result["msg"] == gone["msg"]
+    assert (gone["failure_class"], llama["phase"], llama["failed"]) == ("unreachable", "verified", False)
+
+
+def test_every_failure_is_in_the_message(call):
+    result = call({"name": "a", "url": NOBODY, "timeout": 0.2}, {"name": "b", "url": f"{NOBODY}1", "timeout": 0.2})
+    assert len(result["msg"].splitlines()) == 2
+
+
+def test_slices(call):
+    """What is final stays so and is not asked again; what is not goes on where it was."""
+    with NimServer() as nim:
+        endpoints = [{"name": "llama", "url": nim.url}, {"name": "late", "url": NOBODY}]
+        first = call(*endpoints, max_wait=0.2)
+        asked = len(nim.asked("/v1/chat/completions"))
+        assert (first["waiting"], first["results"][0]["phase"], first["results"][1]["waiting"]) == (
+            True,
+            "verified",
+            True,
+        )
+        resume = {**first["resume"], "elapsed": 29.9}
+        last = call(*endpoints, max_wait=0.3, resume=resume)
+        assert len(nim.asked("/v1/chat/completions")) == asked
+    assert last["failed"] and not last["waiting"]
+    llama, late = last["results"]
+    assert llama == first["results"][0]
+    assert late["failure_class"] == "unreachable" and late["elapsed"] > 29.9
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ({"name": "llama"}, "endpoint llama: missing required arguments: url"),
+        ({"url": NOBODY}, "endpoint (without a name): missing required arguments: name"),
+        ({"name": "llama", "url": "h:1"}, "endpoint llama: url must be http:// or https://"),
+        ({"name": "llama", "url": NOBODY, "timeout": 0}, "endpoint llama: timeout is 0"),
+        ({"name": "llama", "url": NOBODY, "promt": "x"}, "promt"),
+        ({"name": "llama", "url": NOBODY, "prompt": "x", "messages": []}, "mutually exclusive"),
+        ({"name": "other", "url": NOBODY}, "endpoint other: is listed twice"),
+    ],
+)
+def test_bad_options(call, endpoint, words):
+    result = call({"name": "other", "url": NOBODY}, endpoint)
+    assert result["failed"] and words in result["msg"], result
+
+
+def test_a_key_is_masked(call):
+    with NimServer() as nim:
+        result = call({"name": "llama", "url": nim.url, "api_key": "sk-topsecret-topsecret"})
+    assert "sk-topsecret" not in json.dumps(result)
+
+
+def test_check_mode_asks_nothing(call):
+    with NimServer() as nim:
+        result = call({"name": "llama", "url": nim.url}, check_mode=True)
+        assert nim.requests == []
+    assert result["results"] == [{"name": "llama", "skipped": True}]
+
+
+def test_no_endpoints(call):
+    assert call()["results"] == []
