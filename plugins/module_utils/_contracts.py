@@ -27,6 +27,8 @@ _COMMON: dict[str, Any] = {
     "prefetch_profile_option": "--profile",
     "start_timeout": 1800,
     "stop_timeout": 60,
+    # A server that runs as a user needs none of root's. None keeps those that Docker gives, for an image that runs as root.
+    "capabilities": [],
     "env": {"NIM_TELEMETRY_MODE": "0"},
 }
 

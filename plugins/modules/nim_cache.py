@@ -73,6 +73,10 @@ options:
     type: list
     elements: str
     default: []
+  capabilities:
+    description: Capabilities that the container keeps; all others are dropped. By default it has those that Docker gives.
+    type: list
+    elements: str
   env:
     description: Variables of the service. They choose profile and source of the weights.
     type: dict
@@ -527,6 +531,7 @@ def main() -> None:
             "prefetch": {"type": "list", "elements": "str", "default": ["download-to-cache"]},
             "devices": {"type": "list", "elements": "str", "default": []},
             "ulimits": {"type": "list", "elements": "str", "default": []},
+            "capabilities": {"type": "list", "elements": "str"},
             "env": {"type": "dict", "default": {}},
             "stage_key": {"type": "str", "required": True, "no_log": False},
             "cache_bytes": {"type": "int", "default": 0},

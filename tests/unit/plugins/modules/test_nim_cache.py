@@ -255,6 +255,7 @@ def test_from_nothing(lab, call):
         "name": "llama",
         "devices": ["nvidia.com/gpu=0"],
         "ulimits": ["nofile=65536"],
+        "capabilities": None,
         "env": {"NIM_TELEMETRY_MODE": "0"},
         "path": str(lab.cache),
         "cache_mount": "/opt/nim/.cache",
