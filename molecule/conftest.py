@@ -116,6 +116,16 @@ def in_container(host: Any, command: str) -> str:
     return str(answer.stdout)
 
 
+def served_key(host: Any) -> str:
+    """The key in the environment of the service's server; empty when it has none."""
+    pids = "$(docker top nim-llama -eo pid | tail -n +2)"
+    return str(
+        host.check_output(
+            f"for pid in {pids}; do tr '\\0' '\\n' < /proc/$pid/environ; done | sed -n s/^NGC_API_KEY=//p"
+        )
+    )
+
+
 def weight_requests() -> int:
     """How many requests for weights the vendor's server has seen since the last reset."""
     return int(json.loads(vendor_call("GET"))["count"])

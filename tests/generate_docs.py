@@ -37,7 +37,7 @@ NEVER = {
     "nvidia_container_toolkit": "writes the engine's configuration, installs a driver or touches a running container",
     "ngc_registry": "puts a key into an argument list, a unit or a log",
     "model_cache": "starts or stops a service",
-    "nim_service": "uses the NGC key, or knows of other hosts",
+    "nim_service": "uses the NGC key unless a service says `key_at_runtime`, or knows of other hosts",
 }
 EXPORTS = {
     "preflight": {"preflight_host": "what M(baremetal.nim.gpu_host_info) returned for the host"},

@@ -45,6 +45,9 @@ options:
     description: Whether services have no network to registry and weights, when they do not say.
     type: bool
     default: false
+  api_key:
+    description: Key for services that serve with it (C(key_at_runtime)); none where it does not matter. Only a short trace of it is returned.
+    type: str
   cache_size_gb:
     description: Free space in GB that a service wants for its weights when it does not say.
     type: int
@@ -79,6 +82,7 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
         "state_dir": "/var/lib/nim/services",
         "bind_address": "127.0.0.1",
         "offline": False,
+        "api_key": None,
         "cache_size_gb": 0,
     }
     unknown = set(options) - set(defaults)

@@ -37,6 +37,8 @@ _COMMON: dict[str, Any] = {
     "prefetch_profile_option": "--profile",
     "start_timeout": 1800,
     "stop_timeout": 60,
+    # A server that runs as a user needs none of root's. None keeps those that Docker gives, for an image that runs as root.
+    "capabilities": [],
     "env": {"NIM_TELEMETRY_MODE": "0"},
     # What keeps a host without a network from looking for one.
     "offline_env": {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
@@ -243,6 +245,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
         # They write their cache as root.
         "uid": 0,
         "gid": 0,
+        "capabilities": None,
         "shm_size": "8g",
         "prefetch": ["nim_download_to_cache"],
         "prefetch_entrypoint": True,

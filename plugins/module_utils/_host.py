@@ -9,8 +9,6 @@ ends in ``_mib``; a value that the host does not tell is ``None``.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
 import json
 import re
@@ -218,19 +216,6 @@ def parse_docker_info(text: str) -> dict[str, Any]:
         "live_restore": bool(info.get("LiveRestoreEnabled")),
         "cdi_spec_dirs": info.get("CDISpecDirs") or [],
     }
-
-
-def parse_docker_logins(text: str) -> dict[str, str]:
-    """Docker's config.json to the SHA-256 of ``user:password`` by registry."""
-    try:
-        auths = json.loads(text).get("auths") or {}
-        return {
-            registry: hashlib.sha256(base64.b64decode(entry["auth"])).hexdigest()
-            for registry, entry in auths.items()
-            if entry.get("auth")
-        }
-    except (ValueError, AttributeError):
-        return {}
 
 
 def parse_marker(text: str) -> dict[str, Any] | None:

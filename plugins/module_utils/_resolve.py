@@ -49,6 +49,9 @@ KEYS = {
     "otel_endpoint",
     "shm_size",
     "ulimits",
+    "capabilities",
+    "read_only",
+    "key_at_runtime",
     "start_timeout",
     "stop_timeout",
     "uid",
@@ -63,6 +66,13 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+#: What Linux calls the parts of root's power (capabilities(7)).
+_CAPABILITIES = (
+    "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID"
+    " IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW"
+    " PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE"
+    " SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
+)
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
@@ -248,7 +258,8 @@ class Service:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             if key in SECRET_VARIABLES:
                 self.problem(
-                    f"env has {key}; a key there is shown by docker inspect. Set ngc_api_key instead: it is used to stage."
+                    f"env has {key}; a key there is shown by docker inspect. Set ngc_api_key instead: it is used to stage,"
+                    " and handed to a service that says key_at_runtime."
                 )
             elif key in RESERVED_VARIABLES:
                 self.problem(f"env has {key}; {RESERVED_VARIABLES[key]} instead.")
@@ -357,6 +368,33 @@ class Service:
             return []
         return [str(item) for item in given]
 
+    def capabilities(self, contract: Mapping[str, Any]) -> list[str] | None:
+        """What the container keeps of root's power; None leaves it what Docker gives."""
+        given = self.spec.get("capabilities")
+        if given is None:
+            return None if contract["capabilities"] is None else list(contract["capabilities"])
+        if not isinstance(given, (list, tuple)):
+            self.problem(f"capabilities is {given!r}, wanted a list of names such as SYS_PTRACE.")
+            return []
+        known = _CAPABILITIES.split()
+        for item in given:
+            if item not in known:
+                self.problem(
+                    f"capabilities has {item!r}, wanted names such as SYS_PTRACE.{near(str(item).upper(), known)}"
+                )
+        return [str(item) for item in given]
+
+    def key_digest(self) -> str:
+        """A trace of the key that the service gets, so that another key restarts it; empty for a service that gets none."""
+        key = self.defaults.get("api_key")
+        if not as_bool(self.spec.get("key_at_runtime", False)) or key is None:
+            return ""
+        if not key:
+            self.problem("key_at_runtime is true, but there is no key; set ngc_api_key, or take the option away.")
+        elif re.search(r"\s", key):
+            self.problem("key_at_runtime is true, but the key has white space in it; check how ngc_api_key was pasted.")
+        return digest_of([self.name, key])[:16]
+
     def verify(self, image: str, contract: Mapping[str, Any]) -> dict[str, Any]:
         """Options for the verification; images without chat are asked for their health only."""
         given = self.spec.get("verify") or {}
@@ -389,6 +427,7 @@ class Service:
             "cache": f"{self.defaults['cache_root']}/{self.name}",
             "unit_path": f"/etc/systemd/system/nim-{self.name}.service",
             "env_path": f"{self.defaults['config_dir']}/{self.name}.env",
+            "key_path": f"{self.defaults['config_dir']}/{self.name}.key",
             "record_path": f"{self.defaults['state_dir']}/{self.name}.json",
         }
         if state == "absent":
@@ -425,6 +464,10 @@ class Service:
             "env": env,
             "shm_size": self.shm_size(contract),
             "ulimits": self.ulimits(contract),
+            "capabilities": self.capabilities(contract),
+            "read_only": as_bool(self.spec.get("read_only", False)),
+            "key_at_runtime": as_bool(self.spec.get("key_at_runtime", False)),
+            "key_digest": self.key_digest(),
             "start_timeout": self.number("start_timeout", contract["start_timeout"], 1, 86400),
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
             "prefetch": prefetch,
@@ -455,6 +498,10 @@ _RUNTIME = (
     "env",
     "shm_size",
     "ulimits",
+    "capabilities",
+    "read_only",
+    "key_at_runtime",
+    "key_digest",
     "stop_timeout",
     "env_path",
 )
@@ -502,7 +549,8 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     """Resolves nim_services of one host.
 
     HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``,
-    ``offline`` and ``cache_size_gb``. Raises ResolveError with every problem of every service.
+    ``offline``, ``cache_size_gb`` and ``api_key``, the key for services that serve with it (None: not known here). Raises ResolveError
+    with every problem of every service.
     """
     if not isinstance(services, (list, tuple)):
         raise ResolveError([f"nim_services is {type(services).__name__}, wanted a list of services."])

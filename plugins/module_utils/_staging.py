@@ -35,6 +35,13 @@ def pull_command(docker: str, image: str) -> list[str]:
     return [docker, "pull", image]
 
 
+def capability_options(capabilities: Sequence[str] | None) -> list[str]:
+    """The options of docker run that leave a container just CAPABILITIES; None leaves it what Docker gives."""
+    if capabilities is None:
+        return []
+    return ["--cap-drop", "ALL", *(word for name in capabilities for word in ("--cap-add", name))]
+
+
 def stage_command(docker: str, service: Mapping[str, Any], image: Mapping[str, Any], with_key: bool) -> list[str]:
     """The command that runs the image's own download command with the service's cache, devices and limits.
 
@@ -42,6 +49,7 @@ def stage_command(docker: str, service: Mapping[str, Any], image: Mapping[str, A
     """
     command = [docker, "run", "--rm", "--init", "--name", f"nim-stage-{service['name']}", "--pull", "never"]
     command += ["--log-driver", "none", "--security-opt", "no-new-privileges"]
+    command += capability_options(service["capabilities"])
     for device in service["devices"]:
         command += ["--device", device]
     for limit in service["ulimits"]:

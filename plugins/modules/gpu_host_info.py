@@ -336,8 +336,8 @@ engine:
   description:
     - The Docker engine - C(kind), C(cdi) (whether it takes CDI devices), C(installed), C(active), C(enabled), C(version),
       C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
-      (C(config_newer_than_daemon)). C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration
-      stores, to compare with and not to recover.
+      (C(config_newer_than_daemon)). C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration or
+      its credential helper (C(credential_helpers), by registry) stores, to compare with and not to recover.
   type: dict
   returned: always
 images:
@@ -363,7 +363,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _host, _survey, _system
+from ansible_collections.baremetal.nim.plugins.module_utils import _credentials, _host, _survey, _system
 
 UNIT_PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,ActiveEnterTimestampMonotonic"
@@ -395,12 +395,13 @@ class HostReader:
         self.params = module.params
         self.survey = _survey.Survey(self.run, {name: module.params[option] for name, option in ROOTS.items()})
 
-    def run(self, *argv: str) -> tuple[int, str, str]:
-        """Runs a command with a plain locale; 127 when there is no such command."""
+    def run(self, *argv: str, data: str | None = None) -> tuple[int, str, str]:
+        """Runs a command with a plain locale, DATA on its standard input; 127 when there is no such command."""
         program = self.module.get_bin_path(argv[0])
         if not program:
             return 127, "", f"{argv[0]} is not installed"
-        code, out, err = self.module.run_command([program, *argv[1:]], environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
+        plain = {"LC_ALL": "C", "LANGUAGE": "C"}
+        code, out, err = self.module.run_command([program, *argv[1:]], data=data, environ_update=plain)
         return code, out, err
 
     def read(self, path: str) -> str:
@@ -492,6 +493,18 @@ class HostReader:
             "stale": any(spec["driver_version"] != loaded for spec in specs) if loaded else bool(specs),
         }
 
+    def logins(self) -> dict[str, Any]:
+        """What Docker's client would show to registries, and which credential helper it would ask for it."""
+        config = _credentials.parse(self.read("/root/.docker/config.json"))
+        helpers, logins = _credentials.helpers(config), _credentials.logins(config)
+        for registry, helper in helpers.items():
+            # One that wants a passphrase would wait for ever.
+            asked = ("timeout", "15", _credentials.program(helper), "get")
+            login = _credentials.answer(self.run(*asked, data=registry)[1])
+            if login:
+                logins[registry] = _credentials.digest(login)
+        return {"logins": logins, "credential_helpers": helpers}
+
     def docker(self) -> tuple[dict[str, Any], str, dict[str, Any]]:
         """Engine, what it tells of NIM containers, and local image digests."""
         installed = bool(self.module.get_bin_path("dockerd"))
@@ -503,7 +516,7 @@ class HostReader:
         engine.update(info, cdi=bool(info.get("cdi_spec_dirs")))
         if not info:
             return engine, "", {}
-        engine["logins"] = _host.parse_docker_logins(self.read("/root/.docker/config.json"))
+        engine.update(self.logins())
         ids = self.run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
         inspected = self.run("docker", "inspect", *ids)[1] if ids else ""
         rows = self.run(

@@ -115,6 +115,10 @@ options:
     type: list
     elements: str
     default: []
+  capabilities:
+    description: Capabilities that the container keeps; all others are dropped. By default it has those that Docker gives.
+    type: list
+    elements: str
   env:
     description: Variables of the service. They choose profile and source of the weights.
     type: dict
@@ -675,6 +679,7 @@ def main() -> None:
             },
             "devices": {"type": "list", "elements": "str", "default": []},
             "ulimits": {"type": "list", "elements": "str", "default": []},
+            "capabilities": {"type": "list", "elements": "str"},
             "env": {"type": "dict", "default": {}},
             "contract": {"type": "str", "default": ""},
             "stage_key": {"type": "str", "required": True, "no_log": False},

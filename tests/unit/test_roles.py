@@ -165,6 +165,37 @@ def test_every_public_variable_is_used(role):
     assert not [name for name in load("roles", role, "defaults/main.yml") if not re.search(rf"\b{name}\b", texts)]
 
 
+def tasks(entries):
+    """Every task of a file, those in blocks too."""
+    for task in entries:
+        yield task
+        for part in ("block", "rescue", "always"):
+            yield from tasks(task.get(part, []))
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if f"{role}_api_key" in arguments(role)["main"]])
+def test_tasks_with_the_key_hide_it_unless_told_otherwise(role):
+    """A module that takes the key as a secret hides it by itself, and its task may tell what went wrong."""
+    assert arguments(role)["main"][f"{role}_api_key"]["no_log"] is True
+    holders = {f"{role}_api_key"} | {
+        name
+        for name, value in load("roles", role, "vars/main.yml").items()
+        if re.search(rf"\b{role}_api_key }}}}", str(value))
+    }
+    hidden, shown = [], []
+    for path in (ROOT / "roles" / role / "tasks").glob("*.yml"):
+        for task in tasks(load(path)):
+            if "no_log" in task:
+                hidden.append(task["no_log"])
+            elif "block" not in task and any(re.search(rf"\b{name}\b", str(task)) for name in holders):
+                shown.append(task)
+    assert set(hidden) <= {f"{{{{ {role}_secure_logging }}}}"}
+    assert [task["baremetal.nim.nim_cache"]["api_key"] for task in shown] == (
+        [f"{{{{ {role}_api_key }}}}"] if role == "model_cache" else []
+    )
+    assert hidden or shown
+
+
 FACT = re.compile(r"(?<!\w)ansible_\w+")
 
 

@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, play, play_command, play_environment, service
+from conftest import ROOT, ask, eventually, lab, play, play_command, play_environment, served_key, service
 
 pytestmark = pytest.mark.usefixtures("journal")
 
@@ -176,6 +176,41 @@ def test_rollback_of_nothing_is_told(host, name, told):
     run = play("rollback", limit=HOST, extra={"nim_rollback": name})
     assert run.returncode == 2 and told in run.stdout, run.stdout
     assert (record(host), container(host)) == before
+
+
+def test_service_that_serves_with_the_key(host):
+    """Switched on, rotated, switched off, back; the key's file stays as long as a deployment could need it."""
+    vendor, new = lab.Lab("molecule"), lab.LAB_KEY.replace("0123", "4567")
+    try:
+        vendor.execute(vendor.container(lab.VENDOR), "lab-keys", lab.LAB_KEY, new)
+        for key in (lab.LAB_KEY, new):
+            spec = {"ngc_api_key": key, "nim_services": [service(HOST, tag=OLD, key_at_runtime=True)]}
+            run = play("services", limit=HOST, extra=spec)
+            assert run.returncode == 0, run.stdout
+            assert served_key(host) == key and ask(HOST)
+        again = play("services", limit=HOST, extra=spec)
+        assert "changed=0 " in again.stdout, again.stdout
+    finally:
+        vendor.execute(vendor.container(lab.VENDOR), "lab-keys", lab.LAB_KEY)
+    run = deploy(tag=OLD)
+    assert run.returncode == 0 and not served_key(host), run.stdout
+    run = play("rollback", limit=HOST, extra={"nim_rollback": "llama"})
+    assert run.returncode == 0 and served_key(host) == new, run.stdout
+    for env in ({}, {"NIM_LOG_LEVEL": "INFO"}):
+        assert host.file("/etc/nim/llama.key").mode == 0o600
+        run = deploy(tag=OLD, env=env)
+        assert run.returncode == 0 and not served_key(host), run.stdout
+    assert not host.file("/etc/nim/llama.key").exists
+    assert deploy(tag=OLD).returncode == 0
+
+
+def test_key_that_is_missing_is_told_before_anything_is_touched(host):
+    before = record(host), container(host)
+    spec = {"ngc_api_key": "", "nim_services": [service(HOST, tag=OLD, key_at_runtime=True)]}
+    run = play("site", limit=HOST, extra=spec)
+    assert run.returncode == 2 and "key_at_runtime is true, but there is no key" in run.stdout, run.stdout
+    assert (record(host), container(host)) == before
+    assert play("verify", limit=HOST, extra=spec).returncode == 0
 
 
 def test_first_deployment_that_fails_has_nothing_to_come_back_to(host):

@@ -75,7 +75,7 @@ def test_resolve_services():
 
 def test_resolve_services_takes_what_it_documents():
     options = yaml.safe_load(resolve_services.DOCUMENTATION)["options"]
-    given = {name: option["default"] for name, option in options.items() if name not in ("_input", "host")}
+    given = {name: option.get("default") for name, option in options.items() if name not in ("_input", "host")}
     resolve = filter_of(resolve_services)
     assert resolve([LLAMA], HOST, **given) == resolve([LLAMA], HOST)
     (service,) = resolve(

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import pathlib
 import re
@@ -589,35 +587,6 @@ def test_containers():
 @pytest.mark.parametrize("text", ["", "[]\n"], ids=["nothing", "empty-list"])
 def test_no_containers(text):
     assert _host.parse_containers(text) == {}
-
-
-LOGIN = "$oauthtoken:nvapi-AbC-123"
-
-
-@pytest.mark.parametrize(
-    ("config", "registries"),
-    [
-        pytest.param(
-            {"auths": {"nvcr.io": {"auth": base64.b64encode(LOGIN.encode()).decode()}}}, ["nvcr.io"], id="auth"
-        ),
-        pytest.param({"auths": {"nvcr.io": {}}, "credsStore": "secretservice"}, [], id="credential-helper"),
-        pytest.param({"auths": {"nvcr.io": {"auth": ""}}}, [], id="empty-auth"),
-        pytest.param({"auths": {"nvcr.io": {"auth": "bnZhcGk"}}}, [], id="auth-is-no-base64"),
-        pytest.param({"auths": {"nvcr.io": "token"}}, [], id="entry-is-no-object"),
-        pytest.param({"auths": None}, [], id="no-logins"),
-        pytest.param({"detachKeys": "ctrl-e,e"}, [], id="no-auths"),
-        pytest.param([], [], id="list"),
-    ],
-)
-def test_docker_logins(config, registries):
-    logins = _host.parse_docker_logins(json.dumps(config))
-    assert logins == {registry: hashlib.sha256(LOGIN.encode()).hexdigest() for registry in registries}
-    assert "nvapi" not in json.dumps(logins)
-
-
-@pytest.mark.parametrize("text", ["", '{"auths": {"nvcr.io": {"au'], ids=["no-file", "cut-off"])
-def test_docker_logins_of_a_broken_file(text):
-    assert _host.parse_docker_logins(text) == {}
 
 
 # -- marker of staged weights ------------------------------------------------------------------------------------------

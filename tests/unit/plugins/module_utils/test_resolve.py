@@ -64,6 +64,7 @@ def test_classic_service():
             "cache": "/var/lib/nim/cache/llama",
             "unit_path": "/etc/systemd/system/nim-llama.service",
             "env_path": "/etc/nim/llama.env",
+            "key_path": "/etc/nim/llama.key",
             "record_path": "/var/lib/nim/services/llama.json",
             "registry": "nvcr.io",
             "repository": IMAGE,
@@ -90,6 +91,10 @@ def test_classic_service():
             "env": {"NIM_TELEMETRY_MODE": "0"},
             "shm_size": "16g",
             "ulimits": ["memlock=-1", "stack=67108864", "nofile=65536"],
+            "capabilities": [],
+            "read_only": False,
+            "key_at_runtime": False,
+            "key_digest": "",
             "start_timeout": 1800,
             "stop_timeout": 60,
             "prefetch": ["download-to-cache"],
@@ -103,7 +108,7 @@ def test_classic_service():
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
             "stage_key": "f3511fcfb16806325f8a46f1d13d2c343d33d7be8df04510fa9316d0b2f2f5c7",
-            "config_hash": "efc042ad1d2d2755459de17c24fe564d10476f7aae22d86eab68b32e2de3481d",
+            "config_hash": "956fba2ee654f6cba58e80afa46b2aeedc9eb8c259c67121a4f5adb974e39d31",
         }
     ]
 
@@ -213,6 +218,14 @@ def test_classic_service():
             id="ulimits",
         ),
         pytest.param({"ulimits": []}, {"ulimits": []}, id="no-ulimits"),
+        pytest.param({"capabilities": None}, {"capabilities": []}, id="no-capabilities-by-default"),
+        pytest.param(
+            {"capabilities": ["SYS_PTRACE", "IPC_LOCK"]},
+            {"capabilities": ["SYS_PTRACE", "IPC_LOCK"]},
+            id="capabilities",
+        ),
+        pytest.param({"read_only": "yes"}, {"read_only": True}, id="read-only-from-survey"),
+        pytest.param({"key_at_runtime": "no"}, {"key_at_runtime": False}, id="no-key-from-survey"),
         pytest.param({"shm_size": "512m"}, {"shm_size": "512m"}, id="shm-size"),
         pytest.param({"shm_size": 1073741824}, {"shm_size": "1073741824"}, id="shm-size-in-bytes"),
         pytest.param(
@@ -416,6 +429,7 @@ def test_absent_service_needs_a_name_only(remove_cache, expected):
         "cache": "/var/lib/nim/cache/llama",
         "unit_path": "/etc/systemd/system/nim-llama.service",
         "env_path": "/etc/nim/llama.env",
+        "key_path": "/etc/nim/llama.key",
         "record_path": "/var/lib/nim/services/llama.json",
         "remove_cache": expected,
     }
@@ -595,6 +609,16 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
             ["'nofile=9 --privileged'", "wanted a list"],
             id="ulimit-with-option",
         ),
+        pytest.param(
+            {"capabilities": "SYS_PTRACE"}, ["capabilities is 'SYS_PTRACE'", "a list"], id="capabilities-string"
+        ),
+        pytest.param(
+            {"capabilities": ["ALL"]}, ["capabilities has 'ALL'", "names such as SYS_PTRACE"], id="capability-of-all"
+        ),
+        pytest.param(
+            {"capabilities": ["sys_ptrace"]}, ["'sys_ptrace'", "Did you mean 'SYS_PTRACE'?"], id="capability-misspelt"
+        ),
+        pytest.param({"capabilities": ["CHOWN --privileged"]}, ["'CHOWN --privileged'"], id="capability-with-option"),
         pytest.param({"shm_size": "16 gigabytes"}, ["shm_size is '16 gigabytes'", "such as 16g"], id="shm-size-words"),
         pytest.param(
             {"shm_size": "16g --privileged"},
@@ -736,6 +760,9 @@ RUNTIME = {
     "profile": {"profile": "vllm-bf16-tp1"},
     "shm_size": {"shm_size": "32g"},
     "ulimits": {"ulimits": ["nofile=1048576"]},
+    "capabilities": {"capabilities": ["SYS_PTRACE"]},
+    "read_only": {"read_only": True},
+    "key_at_runtime": {"key_at_runtime": True},
     "stop_timeout": {"stop_timeout": 120},
     "name": {"name": "llama-2"},
 }
@@ -778,6 +805,57 @@ def test_every_key_of_a_service_is_in_one_of_the_two_tables():
 )
 def test_stage_key_changes_with_image_and_profile_only(changes, same):
     assert (resolve(spec(**changes))[0]["stage_key"] == resolve(spec())[0]["stage_key"]) is same
+
+
+KEY = "nvapi-9J3k2LmNoPqRsTuVwXyZ"
+
+
+def test_another_key_restarts_only_services_that_serve_with_it():
+    def hashes(key):
+        return [
+            item["config_hash"]
+            for item in resolve(spec(), spec(name="b", key_at_runtime=True, gpus=[1], port=8001), api_key=key)
+        ]
+
+    (one, mine), (same, other) = hashes(KEY), hashes(f"{KEY}0")
+    assert one == same == resolve(spec())[0]["config_hash"]
+    assert mine != other and hashes(KEY)[1] == mine
+
+
+def test_two_services_have_different_traces_of_one_key_and_neither_has_the_key():
+    resolved = resolve(
+        *(spec(name=name, key_at_runtime="yes", gpus=[gpu], port=8000 + gpu) for gpu, name in enumerate("ab")),
+        api_key=KEY,
+    )
+    assert len({item["key_digest"] for item in resolved} - {""}) == 2
+    assert "nvapi" not in json.dumps(resolved)
+
+
+@pytest.mark.parametrize("key", [None, KEY, "nvapi 1", ""], ids=["unknown", "good", "broken", "none"])
+def test_key_does_not_matter_to_services_that_serve_without(key):
+    """Asking an endpoint, or staging for it, needs no key (unknown)."""
+    assert resolve(spec(), api_key=key) == resolve(spec())
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        pytest.param("", "there is no key; set ngc_api_key", id="none"),
+        pytest.param("nvapi-1\nnvapi-2", "the key has white space in it", id="broken"),
+    ],
+)
+def test_service_that_serves_with_the_key_needs_one(key, told):
+    with pytest.raises(ResolveError) as caught:
+        resolve(spec(key_at_runtime=True), api_key=key)
+    (problem,) = caught.value.problems
+    assert problem.startswith("service llama: key_at_runtime is true, but ") and told in problem
+    assert "nvapi" not in problem
+
+
+def test_image_that_runs_as_root_keeps_what_docker_gives(monkeypatch):
+    monkeypatch.setitem(CONTRACTS["classic"], "capabilities", None)
+    assert resolve(spec())[0]["capabilities"] is None
+    assert resolve(spec(capabilities=["CHOWN"]))[0]["capabilities"] == ["CHOWN"]
 
 
 def test_place_of_the_cache_restarts_but_does_not_stage_again():

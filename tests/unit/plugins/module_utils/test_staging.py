@@ -26,6 +26,7 @@ SERVICE = {
     "mounts": {"": "/opt/nim/.cache"},
     "devices": ["nvidia.com/gpu=0", "nvidia.com/gpu=1"],
     "ulimits": ["memlock=-1", "nofile=65536"],
+    "capabilities": None,
     "env": {"NIM_TELEMETRY_MODE": "0", "NIM_MODEL_PROFILE": "tp2 bf16"},
     "prefetch": ["download-to-cache", "-p", "tp2 bf16"],
     "prefetch_entrypoint": False,
@@ -85,6 +86,20 @@ def test_pull_command():
             id="with-key",
         ),
         pytest.param(BARE, IMAGE, False, [*HEAD, *VOLUME, IMAGE_ID, "download-to-cache"], id="bare"),
+        pytest.param(
+            {**BARE, "capabilities": []},
+            IMAGE,
+            False,
+            [*HEAD, "--cap-drop", "ALL", *VOLUME, IMAGE_ID, "download-to-cache"],
+            id="no-capabilities",
+        ),
+        pytest.param(
+            {**BARE, "capabilities": ["CHOWN"]},
+            IMAGE,
+            False,
+            [*HEAD, "--cap-drop", "ALL", "--cap-add", "CHOWN", *VOLUME, IMAGE_ID, "download-to-cache"],
+            id="one-capability",
+        ),
         pytest.param(
             BARE,
             {"Id": IMAGE_ID, "Config": {"Entrypoint": None}},

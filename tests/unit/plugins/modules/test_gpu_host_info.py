@@ -243,10 +243,24 @@ def test_deployed_host(call, deployed):
         "live_restore": True,
         "cdi_spec_dirs": ["/etc/cdi", "/var/run/cdi"],
         "logins": {"nvcr.io": hashlib.sha256(b"$oauthtoken:nvapi-secret").hexdigest()},
+        "credential_helpers": {},
         "config_newer_than_daemon": False,
     }
     assert result["images"] == {f"{IMAGE}@{DIGEST}": IMAGE_ID}
     assert result.keys() == set(documented())
+
+
+def test_login_that_a_credential_helper_keeps(call, deployed):
+    config = {"credHelpers": {"nvcr.io": "pass", "ghcr.io": "gone"}}
+    deployed.write("/root/.docker/config.json", json.dumps(config))
+    given = {"ServerURL": "nvcr.io", "Username": "$oauthtoken", "Secret": "nvapi-secret"}
+    deployed.command("docker-credential-pass", get=json.dumps(given))
+    (deployed.bin / "timeout").symlink_to("/usr/bin/timeout")
+    result = call()
+    assert result["engine"]["logins"] == {"nvcr.io": hashlib.sha256(b"$oauthtoken:nvapi-secret").hexdigest()}
+    assert result["engine"]["credential_helpers"] == config["credHelpers"]
+    assert deployed.asked("docker-credential-pass") == ["docker-credential-pass get"]
+    assert "nvapi" not in json.dumps(result)
 
 
 def documented():

@@ -256,6 +256,7 @@ def test_from_nothing(lab, call):
         "name": "llama",
         "devices": ["nvidia.com/gpu=0"],
         "ulimits": ["nofile=65536"],
+        "capabilities": None,
         "env": {"NIM_TELEMETRY_MODE": "0"},
         "path": str(lab.cache),
         "mounts": {"": "/opt/nim/.cache"},

@@ -165,6 +165,19 @@ def test_copy_of_an_older_deployment_is_no_way_back_from_an_edited_one(host, cal
     assert not call("kept")["kept"]
 
 
+def test_key_is_never_copied_and_never_taken_away(host, call):
+    """A deployment that comes back serves with the key of today: the one it had may have been revoked since."""
+    key = host.root / "llama.key"
+    key.write_text("nvapi-old")
+    host.deploy("1")
+    call("kept")
+    key.write_text("nvapi-new")
+    host.deploy("2", verified=False)
+    call("restored", failed_image=f"{IMAGE}:2")
+    assert host.version() == ("1", "1") and key.read_text() == "nvapi-new"
+    assert sorted(path.name for path in host.copy.iterdir()) == ["env", "record", "unit"]
+
+
 def test_nothing_replaced_yet_means_nothing_to_do(host, call):
     """The disk was full when the first file was to be written."""
     host.deploy("1")

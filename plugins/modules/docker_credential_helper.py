@@ -1,0 +1,120 @@
+#!/usr/bin/python
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A registry's login in the care of a credential helper."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: docker_credential_helper
+short_description: Let a credential helper keep Docker's login of a registry
+version_added: 1.0.0
+description:
+  - Names the helper of one registry in the configuration of Docker's client (C(credHelpers)). All else there is kept.
+  - A login that the file itself holds for this registry moves into the helper.
+  - A helper whose program is not on the host, or does not take the login, is an error before anything is changed.
+author:
+  - The baremetal.nim maintainers (@baremetal-nim)
+extends_documentation_fragment:
+  - baremetal.nim._attributes
+  - baremetal.nim._attributes.actiongroup_nim
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: The file may hold logins of other registries.
+  idempotent:
+    support: full
+options:
+  registry:
+    description: The registry, as images name it.
+    type: str
+    required: true
+  helper:
+    description: What follows C(docker-credential-) in the name of the helper's program.
+    type: str
+    required: true
+  path:
+    description: The configuration file.
+    type: path
+    default: /root/.docker/config.json
+"""
+
+EXAMPLES = r"""
+- name: Keep the login of nvcr.io in the password store of root
+  baremetal.nim.docker_credential_helper:
+    registry: nvcr.io
+    helper: pass
+"""
+
+RETURN = r"""
+program:
+  description: The helper's program.
+  type: str
+  returned: always
+"""
+
+import json
+import os
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.baremetal.nim.plugins.module_utils import _credentials, _daemon
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "registry": {"type": "str", "required": True},
+            "helper": {"type": "str", "required": True},
+            "path": {"type": "path", "default": "/root/.docker/config.json"},
+        },
+        supports_check_mode=True,
+    )
+    registry, helper, path = (module.params[name] for name in ("registry", "helper", "path"))
+    name = _credentials.program(helper)
+    program = module.get_bin_path(name)
+    if not program:
+        module.fail_json(
+            msg=(
+                f"{name} is not on this host, wanted the program that keeps the login of {registry}; install it, or name"
+                " another credential helper. Nothing was changed."
+            )
+        )
+    try:
+        text = ""
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as handle:
+                text = handle.read()
+        current = _daemon.parse(text)
+        config = _credentials.with_helper(current, registry, helper)
+    except ValueError as error:
+        module.fail_json(
+            msg=f"{path} is no valid configuration: {error}. Correct it by hand, or move it away; nothing was changed."
+        )
+    changed = config != current
+    if changed and not module.check_mode:
+        login = _credentials.stored(current, registry)
+        if login:
+            asked = {"ServerURL": registry, "Username": login[0], "Secret": login[1]}
+            code, out, err = module.run_command([program, "store"], data=json.dumps(asked))
+            if code:
+                said = (err or out).strip().replace(login[1], "***")
+                module.fail_json(
+                    msg=f"{name} did not take the login of {registry}: {said or f'exit status {code}'}. Nothing was changed."
+                )
+        # What lies in this file may be a secret.
+        os.umask(0o077)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        number, scratch = tempfile.mkstemp(dir=module.tmpdir)
+        with os.fdopen(number, "w", encoding="utf-8") as target:
+            target.write(_daemon.render(config))
+        module.atomic_move(scratch, path)
+    module.exit_json(changed=changed, program=program)
+
+
+if __name__ == "__main__":
+    main()
