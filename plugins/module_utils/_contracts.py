@@ -27,6 +27,8 @@ _COMMON: dict[str, Any] = {
     "prefetch_profile_option": "--profile",
     "start_timeout": 1800,
     "stop_timeout": 60,
+    # How the watchdog asks whether the engine lives: by a completion (chat), or not at all (health).
+    "watchdog_probe": "chat",
     "env": {"NIM_TELEMETRY_MODE": "0"},
 }
 

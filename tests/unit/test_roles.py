@@ -206,6 +206,28 @@ def test_keys_of_verify_reach_chat_completion():
     assert task["baremetal.nim.chat_completion"].keys() >= _resolve.VERIFY_KEYS
 
 
+def test_options_of_the_watchdog_are_documented():
+    named = dict(re.findall(r"(\w+) \([^()]*?V\((\w+)\)\)", SERVICE["watchdog"]["description"]))
+    numbers = {key: str(default) for key, (default, *_) in _resolve.WATCHDOG_NUMBERS.items()}
+    assert {key: named[key] for key in ("enabled", *numbers)} == {"enabled": "true", **numbers}
+    for word in (*_resolve.WATCHDOG_KEYS, *_resolve.WATCHDOG_PROBES):
+        assert re.search(rf"\b{word}\b", SERVICE["watchdog"]["description"]), word
+
+
+def test_files_of_the_watchdog_are_installed():
+    shared = load("roles/nim_service/vars/main.yml")["__nim_service_shared"]
+    assert {path for path in shared if "nim-watchdog" in path} == set(_resolve.WATCHDOG_FILES)
+    for path in shared:
+        assert (ROOT / "roles/nim_service/files" / pathlib.Path(path).name).is_file()
+
+
+def test_no_run_of_the_watchdog_is_cut_short():
+    """The longest probe, and the requests around it, fit into the time that the unit may take."""
+    unit = (ROOT / "roles/nim_service/files/nim-watchdog@.service").read_text()
+    longest = _resolve.WATCHDOG_NUMBERS["timeout"][2]
+    assert int(re.search(r"TimeoutStartSec=(\d+)min", unit)[1]) * 60 >= longest + 6 * 10
+
+
 def test_contracts_are_documented():
     assert SERVICE["contract"]["choices"] == ["auto", *CONTRACTS]
 
