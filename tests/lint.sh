@@ -35,7 +35,8 @@ mapfile -t scripts < <(shell_scripts)
 check 'ruff check' ruff check .
 check 'ruff format' ruff format --check .
 check mypy env MYPYPATH="$PWD/.venv/collections:$PWD/tests/lab" \
-  mypy "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py
+  mypy "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py \
+  roles/nim_service/files/nim-watchdog
 check yamllint yamllint --strict .
 check shellcheck shellcheck --external-sources --severity=warning "${scripts[@]}"
 check 'no exceptions' no_exceptions

@@ -12,7 +12,7 @@ version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Names the services whose weights must be staged, that must be deployed (configured, restarted or verified) and that
-    must be removed. With nothing to do, all three lists are empty.
+    must be removed, and those that run as they should but whose watchdog does not. With nothing to do, all lists are empty.
 positional: _input, host
 options:
   _input:
@@ -34,7 +34,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Lists V(stage), V(deploy) and V(remove) of services, each with the list of its C(reasons).
+  description: Lists V(stage), V(deploy), V(watch) and V(remove) of services, each with the list of its C(reasons).
   type: dict
 """
 

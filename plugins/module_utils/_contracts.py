@@ -39,6 +39,8 @@ _COMMON: dict[str, Any] = {
     "stop_timeout": 60,
     # A server that runs as a user needs none of root's. None keeps those that Docker gives, for an image that runs as root.
     "capabilities": [],
+    # How the watchdog asks whether the engine lives: by a completion (chat), or not at all (health).
+    "watchdog_probe": "chat",
     "env": {"NIM_TELEMETRY_MODE": "0"},
     # What keeps a host without a network from looking for one.
     "offline_env": {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
@@ -195,6 +197,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
         "driver_floor": 580,
         "mounts": {"model": "/model", "kernels": "/opt/cache"},
         "probes": ("health",),
+        "watchdog_probe": "health",
         "prefetch": [],
         "prefetch_env": {"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"},
         "prefetch_profile_option": "",
@@ -242,6 +245,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
         "container_port": 9000,
         "container_grpc_port": 50051,
         "probes": ("health",),
+        "watchdog_probe": "health",
         # They write their cache as root.
         "uid": 0,
         "gid": 0,

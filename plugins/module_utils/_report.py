@@ -68,6 +68,12 @@ def duration(seconds: float) -> str:
     return f"{int(minutes)} min" if minutes >= 1 else f"{int(seconds)} s"
 
 
+def unit_state(unit: Mapping[str, Any]) -> str:
+    """State of a unit; of a failed one, why."""
+    why = unit.get("result") if unit["active"] == "failed" else None
+    return f"{unit['active']} ({why or unit['sub']})"
+
+
 def status(hosts: Iterable[Mapping[str, Any]]) -> str:
     """A table of every service on every host, from the variables of hosts after gpu_host_info."""
     rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "DEPLOYED", "ENDPOINT"]]
@@ -83,7 +89,8 @@ def status(hosts: Iterable[Mapping[str, Any]]) -> str:
                 continue
             shown += 1
             # A cache without a unit is no service; a record without a unit is one that somebody removed by hand.
-            words = f"{unit['active']} ({unit['sub']})" if unit["exists"] else "unit missing"
+            words = unit_state(unit) if unit["exists"] else "unit missing"
+            words += ", watchdog gave up" if (now.get("watchdog") or {}).get("failed") else ""
             uptime = duration(unit["uptime"]) if unit.get("uptime") is not None and unit["active"] == "active" else "-"
             gpus = ",".join(record.get("gpus") or []) or "-"
             rows.append(

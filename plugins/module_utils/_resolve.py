@@ -27,6 +27,14 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 2
+#: Raised with the watchdog's script and units, which hosts then get without a restart.
+WATCHDOG_FORMAT = 1
+#: Files of the watchdog on a host. They are in the record with those of the service, which does not depend on them.
+WATCHDOG_FILES = (
+    "/usr/local/libexec/nim-watchdog",
+    "/etc/systemd/system/nim-watchdog@.service",
+    "/etc/systemd/system/nim-watchdog@.timer",
+)
 KEYS = {
     "name",
     "image",
@@ -46,6 +54,7 @@ KEYS = {
     "cache_seed",
     "env",
     "log_format",
+    "log_rate",
     "otel_endpoint",
     "shm_size",
     "ulimits",
@@ -59,9 +68,14 @@ KEYS = {
     "cache_size_gb",
     "remove_cache",
     "verify",
+    "watchdog",
 }
 GPU_KEYS = {"count", "memory_gb"}
 VERIFY_KEYS = {"prompt", "messages", "max_tokens", "temperature", "probes", "expect_regex", "request_timeout"}
+#: Default and bounds. A unit starts ten times in an hour at most, so fewer restarts may be the watchdog's.
+WATCHDOG_NUMBERS = {"idle": (300, 1, 86400), "timeout": (60, 1, 600), "failures": (3, 1, 100), "limit": (3, 1, 8)}
+WATCHDOG_KEYS = {"enabled", "probe", *WATCHDOG_NUMBERS}
+WATCHDOG_PROBES = ("chat", "health")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -73,6 +87,7 @@ _CAPABILITIES = (
     " PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE"
     " SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
 )
+_BOOLEANS = ("1", "yes", "true", "on", "y", "t", "0", "no", "false", "off", "n", "f")
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
@@ -411,6 +426,39 @@ class Service:
             options["probes"] = ["health"]
         return options
 
+    def watchdog(self, contract: Mapping[str, Any], chats: bool, start_timeout: int) -> dict[str, Any]:
+        """What the watchdog of the service is told, as it stands in the record; only that it is off, where it is."""
+        given = self.spec.get("watchdog")
+        if not isinstance(given, Mapping):
+            given = {} if given is None else {"enabled": given}
+        for key in given:
+            if key not in WATCHDOG_KEYS:
+                self.problem(f"watchdog has the unknown key {key!r}.{near(str(key), WATCHDOG_KEYS)}")
+        enabled = given.get("enabled", True)
+        if str(enabled).strip().lower() not in _BOOLEANS:
+            self.problem(f"watchdog is {enabled!r}, wanted true, false or a dictionary such as {{idle: 600}}.")
+        probe = str(given.get("probe") or (contract["watchdog_probe"] if chats else "health"))
+        if probe not in WATCHDOG_PROBES:
+            self.problem(
+                f"watchdog.probe is {probe!r}, wanted one of {', '.join(WATCHDOG_PROBES)}.{near(probe, WATCHDOG_PROBES)}"
+            )
+        numbers = {}
+        for key, (default, low, high) in WATCHDOG_NUMBERS.items():
+            value = as_int(given.get(key, default))
+            if value is None or not low <= value <= high:
+                self.problem(f"watchdog.{key} is {given[key]!r}, wanted an integer from {low} to {high}.")
+            numbers[key] = value
+        if not as_bool(enabled):
+            return {"enabled": False}
+        return {
+            "enabled": True,
+            "format": WATCHDOG_FORMAT,
+            "probe": probe,
+            **numbers,
+            "ready_path": contract["ready_path"],
+            "start_timeout": start_timeout,
+        }
+
     def resolve(self) -> dict[str, Any]:
         """The resolved service; problems are in self.problems."""
         if not _NAME.fullmatch(self.name):
@@ -469,6 +517,7 @@ class Service:
             "key_at_runtime": as_bool(self.spec.get("key_at_runtime", False)),
             "key_digest": self.key_digest(),
             "start_timeout": self.number("start_timeout", contract["start_timeout"], 1, 86400),
+            "log_rate": self.number("log_rate", 10000, 0, 10**7),
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
             "prefetch": prefetch,
             "prefetch_entrypoint": contract["prefetch_entrypoint"],
@@ -478,6 +527,8 @@ class Service:
             "verify": self.verify(image["repository"], contract),
             "notes": self.notes,
         }
+        chats = service["verify"].get("probes") != ["health"]
+        service["watchdog"] = self.watchdog(contract, chats, service["start_timeout"])
         # What the weights in the cache depend on; a change stages again.
         weights = {key: service[key] for key in ("image", "prefetch", "mounts")}
         given = self.spec.get("env")
@@ -492,6 +543,7 @@ class Service:
 _RUNTIME = (
     "image",
     "devices",
+    "gpu_shared",
     "publish",
     "cache",
     "mounts",
@@ -502,6 +554,7 @@ _RUNTIME = (
     "read_only",
     "key_at_runtime",
     "key_digest",
+    "log_rate",
     "stop_timeout",
     "env_path",
 )
@@ -572,13 +625,31 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     return resolved
 
 
+def watchdog_reasons(service: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Why the watchdog of a service is not as it should be. NOW is what the host knows of the service."""
+    record, timer = now.get("record") or {}, now.get("watchdog") or {}
+    reasons = []
+    if record.get("watchdog") != service["watchdog"]:
+        reasons.append("watchdog changed" if "watchdog" in record else "no watchdog yet")
+    if any(now["files"].get(path) != record.get("files", {}).get(path) for path in WATCHDOG_FILES):
+        reasons.append("files of the watchdog were edited or lost")
+    if service["watchdog"]["enabled"]:
+        wrong = not (timer.get("enabled") and timer.get("active"))
+    else:
+        wrong = bool(timer.get("enabled") or timer.get("active"))
+    if wrong:
+        reasons.append("watchdog does not run" if service["watchdog"]["enabled"] else "watchdog runs")
+    return reasons
+
+
 def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """What has to be done on a host: services to ``stage``, to ``deploy`` and to ``remove``.
+    """What has to be done on a host: services to ``stage``, to ``deploy``, to ``watch`` and to ``remove``.
 
     Compares the desired services with what runs (the hash on the container), never with "a file changed": a play that
-    was interrupted heals on its next run. Each item is the service with ``reasons``.
+    was interrupted heals on its next run. Each item is the service with ``reasons``. What is to be watched differs in its
+    watchdog only: it is not deployed again, so the deployment before this one stays the one to go back to.
     """
-    stage, deploy, remove = [], [], []
+    stage, deploy, watch, remove = [], [], [], []
     for service in services:
         now = (host.get("services") or {}).get(service["name"]) or {}
         unit, container, record, cache = (now.get(key) or {} for key in ("unit", "container", "record", "cache"))
@@ -605,7 +676,8 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
         reasons = []
         if record.get("config_hash") != service["config_hash"]:
             reasons.append("configuration changed" if record else "new service")
-        if record and any(now["files"].get(path) != want for path, want in record.get("files", {}).items()):
+        files = record.get("files", {})
+        if any(now["files"].get(path) != files[path] for path in files if path not in WATCHDOG_FILES):
             reasons.append("files were edited or lost")
         if not container.get("running") or unit.get("active") != "active":
             reasons.append(f"unit is {unit.get('active') or 'absent'}")
@@ -617,4 +689,8 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append("never verified")
         if reasons:
             deploy.append({**service, "reasons": reasons})
-    return {"stage": stage, "deploy": deploy, "remove": remove}
+            continue
+        reasons = watchdog_reasons(service, now)
+        if reasons:
+            watch.append({**service, "reasons": reasons})
+    return {"stage": stage, "deploy": deploy, "watch": watch, "remove": remove}

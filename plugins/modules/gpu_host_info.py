@@ -347,7 +347,8 @@ images:
 services:
   description:
     - By service name, the systemd unit (C(unit)), the container (C(container)), the deployment record (C(record)), the
-      SHA-256 sums of the files the record names as they are now (C(files)), and the model cache (C(cache)).
+      SHA-256 sums of the files the record names as they are now (C(files)), the model cache (C(cache)), and whether its
+      C(watchdog) exists, is C(enabled) and C(active), and C(failed), which is how it gives up.
   type: dict
   returned: always
 """
@@ -357,6 +358,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -572,18 +574,22 @@ class HostReader:
             "staged": _host.parse_marker(self.read(marker) if os.path.isfile(marker) else ""),
         }
 
+    def recorded(self) -> set[str]:
+        """Names of the services that have a deployment record."""
+        return {os.path.basename(path)[:-5] for path in glob.glob(os.path.join(self.params["state_dir"], "*.json"))}
+
     def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:
         """All that the host knows of each NIM service, by name."""
-        named = {unit[4:-8]: unit for unit in units if unit.startswith("nim-") and unit.endswith(".service")}
-        recorded = glob.glob(os.path.join(self.params["state_dir"], "*.json"))
+        named = {unit[4:-8]: unit for unit in units if re.fullmatch(r"nim-[^@]+\.service", unit)}
         cached = glob.glob(os.path.join(self.params["cache_root"], "*", ""))
-        names = set(named) | {os.path.basename(path)[:-5] for path in recorded}
+        names = set(named) | self.recorded()
         names |= {item["service"] for item in containers.values() if item["service"]}
         names |= {os.path.basename(path.rstrip("/")) for path in cached}
         services = {}
         for name in sorted(names):
             record = self.record(name)
             unit = units.get(named.get(name, ""), {})
+            timer = units.get(f"nim-watchdog@{name}.timer", {})
             services[name] = {
                 "unit": {
                     "name": f"nim-{name}.service",
@@ -599,6 +605,12 @@ class HostReader:
                 "record": record,
                 "files": {path: self.checksum(path) for path in (record or {}).get("files", {})},
                 "cache": self.cache(name),
+                "watchdog": {
+                    "exists": timer.get("LoadState") == "loaded",
+                    "enabled": timer.get("UnitFileState") == "enabled",
+                    "active": timer.get("ActiveState") == "active",
+                    "failed": units.get(f"nim-watchdog@{name}.service", {}).get("ActiveState") == "failed",
+                },
             }
         return services
 
@@ -607,7 +619,11 @@ class HostReader:
         version = self.run("systemctl", "--version")[1].split()
         paths = glob.glob(self.survey.path("etc", "systemd/system/nim-*.service"))
         names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
-        names += sorted({os.path.basename(path) for path in paths})
+        # A template is no unit.
+        own = {os.path.basename(path) for path in paths if "@" not in path}
+        names += sorted(own)
+        watched = sorted({unit[4:-8] for unit in own} | self.recorded())
+        names += [f"nim-watchdog@{name}.{kind}" for name in watched for kind in ("service", "timer")]
         shown = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, *names)[1]
         units = _host.parse_systemctl_show(shown)
         docker_unit = units.get("docker.service", {})

@@ -155,7 +155,9 @@ class Swap:
 
     def units(self) -> dict[str, dict[str, str]]:
         """State of every unit that may hold a GPU."""
-        names = sorted(os.path.basename(path) for path in glob.glob(f"{UNIT_FILES}/nim-*.service"))
+        paths = glob.glob(f"{UNIT_FILES}/nim-*.service")
+        # A template is no unit.
+        names = sorted(name for name in map(os.path.basename, paths) if "@" not in name)
         names += [*_kernel_module.TELEMETRY, *_kernel_module.FABRIC, *_kernel_module.PERSISTENCE]
         names += [_kernel_module.CDI_REFRESH, _kernel_module.CDI_WATCH]
         shown = self.run("systemctl", "show", "--property", "Id,LoadState,ActiveState", *names)[1]

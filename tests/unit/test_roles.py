@@ -185,13 +185,16 @@ def test_tasks_with_the_key_hide_it_unless_told_otherwise(role):
     hidden, shown = [], []
     for path in (ROOT / "roles" / role / "tasks").glob("*.yml"):
         for task in tasks(load(path)):
-            if "no_log" in task:
+            if "__model_cache_password" in str(task.get("ansible.builtin.set_fact")):
+                # A secret of one copy, of no use to who looks for a fault.
+                assert task["no_log"] is True
+            elif "no_log" in task:
                 hidden.append(task["no_log"])
             elif "block" not in task and any(re.search(rf"\b{name}\b", str(task)) for name in holders):
                 shown.append(task)
     assert set(hidden) <= {f"{{{{ {role}_secure_logging }}}}"}
     assert [task["baremetal.nim.nim_cache"]["api_key"] for task in shown] == (
-        [f"{{{{ {role}_api_key }}}}"] if role == "model_cache" else []
+        ["{{ omit if __model_cache_service.offline else model_cache_api_key }}"] if role == "model_cache" else []
     )
     assert hidden or shown
 
@@ -230,6 +233,28 @@ def test_keys_of_verify_are_documented():
 
 def test_keys_of_verify_are_options_of_chat_completion():
     assert documentation("modules", "chat_completion")["options"].keys() >= _resolve.VERIFY_KEYS
+
+
+def test_options_of_the_watchdog_are_documented():
+    named = dict(re.findall(r"(\w+) \([^()]*?V\((\w+)\)\)", SERVICE["watchdog"]["description"]))
+    numbers = {key: str(default) for key, (default, *_) in _resolve.WATCHDOG_NUMBERS.items()}
+    assert {key: named[key] for key in ("enabled", *numbers)} == {"enabled": "true", **numbers}
+    for word in (*_resolve.WATCHDOG_KEYS, *_resolve.WATCHDOG_PROBES):
+        assert re.search(rf"\b{word}\b", SERVICE["watchdog"]["description"]), word
+
+
+def test_files_of_the_watchdog_are_installed():
+    shared = load("roles/nim_service/vars/main.yml")["__nim_service_shared"]
+    assert {path for path in shared if "nim-watchdog" in path} == set(_resolve.WATCHDOG_FILES)
+    for path in shared:
+        assert (ROOT / "roles/nim_service/files" / pathlib.Path(path).name).is_file()
+
+
+def test_no_run_of_the_watchdog_is_cut_short():
+    """The longest probe, and the requests around it, fit into the time that the unit may take."""
+    unit = (ROOT / "roles/nim_service/files/nim-watchdog@.service").read_text()
+    longest = _resolve.WATCHDOG_NUMBERS["timeout"][2]
+    assert int(re.search(r"TimeoutStartSec=(\d+)min", unit)[1]) * 60 >= longest + 6 * 10
 
 
 def test_contracts_are_documented():

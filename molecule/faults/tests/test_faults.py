@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, lab, machine, play, play_command, play_environment, service
+from conftest import ROOT, ask, eventually, in_container, lab, machine, play, play_command, play_environment, service
 
 HOST = "gpu01"
 
@@ -82,6 +82,37 @@ def test_slow_shutdown_is_bounded_and_told(host):
     )
     assert time.monotonic() - started < 60
     assert ask(HOST)
+
+
+def test_watchdog_restarts_what_is_dead_behind_a_green_health(host):
+    """The timer comes every minute; here nobody waits for it."""
+
+    def started():
+        return host.check_output("docker inspect --format '{{.Id}}' nim-llama")
+
+    def look():
+        host.check_output("systemctl start nim-watchdog@llama.service")
+        return host.check_output(f"journalctl -u nim-llama --since=@{since} -o cat --no-pager")
+
+    before, since = started(), host.check_output("date +%s")
+    code, output, _seconds = deploy(watchdog={"idle": 1, "failures": 2})
+    assert code == 0 and "watchdog changed" in output, output
+    assert host.service("nim-watchdog@llama.timer").is_enabled
+    assert ask(HOST) and "dead_engine" not in look()
+    assert started() == before
+
+    in_container(host, "touch /tmp/lab-kill-engine")
+    told = eventually(lambda: (said := look()) * ("restarting (1 of 3 in an hour)" in said), 30)
+    assert "nim-llama: dead_engine: HTTP 500 from POST /v1/chat/completions (Engine loop is not running." in told
+    assert told.index("failure 1 of 2") < told.index("restarting"), told
+    eventually(lambda: ask(HOST))
+    eventually(lambda: "nim-llama: answers again" in look(), 30)
+    assert started() != before
+
+    code, output, _seconds = deploy(watchdog=False)
+    assert code == 0 and not host.service("nim-watchdog@llama.timer").is_running, output
+    code, output, _seconds = deploy()
+    assert code == 0 and host.service("nim-watchdog@llama.timer").is_running, output
 
 
 def test_wrong_key_is_refused_and_not_stored(host):

@@ -108,6 +108,7 @@ def test_service_changes():
     assert {kind: [service["name"] for service in items] for kind, items in changes.items()} == {
         "stage": ["llama"],
         "deploy": ["llama"],
+        "watch": [],
         "remove": ["old"],
     }
 

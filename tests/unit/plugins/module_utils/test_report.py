@@ -149,17 +149,17 @@ def test_fleet():
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
-def service(record=None, **unit):
+def service(record=None, gave_up=False, **unit):
     """A service as gpu_host_info tells it."""
     state = {"exists": True, "active": "active", "sub": "running", "enabled": True, "restarts": 0, "uptime": 93784.0}
-    return {"unit": {**state, **unit}, "record": record}
+    return {"unit": {**state, **unit}, "record": record, "watchdog": {"failed": gave_up}}
 
 
 def test_status():
     record = {
         "model": "meta/llama-3.1-8b",
         "gpus": ["0", "1"],
-        "url": "http://127.0.0.1:8000",
+        "url": "http://10.0.0.1:8000",
         "deployed_at": "2026-11-23T17:30:12Z",
     }
     back = {**record, "history": [{"image": "nvcr.io/nim/meta/llama-3.1-8b-instruct:2.0.5", "verified": False}]}
@@ -170,6 +170,8 @@ def test_status():
                 "services": {
                     "phi": service(active="activating", sub="auto-restart", restarts=7, uptime=12.0),
                     "llama": service(record),
+                    "mistral": service(gave_up=True),
+                    "nemo": service(active="failed", sub="failed", result="exit-code", restarts=10),
                     "stray": service(exists=False, active=None, sub=None),
                 }
             },
@@ -185,14 +187,16 @@ def test_status():
     assert (
         _report.status(hosts)
         == """\
-HOST   SERVICE  MODEL              GPU  STATE                      UPTIME   RESTARTS  DEPLOYED                           ENDPOINT
------  -------  -----------------  ---  -------------------------  -------  --------  ---------------------------------  ---------------------
-gpu01  llama    meta/llama-3.1-8b  0,1  active (running)           1 d 2 h  0         2026-11-23 17:30                   http://127.0.0.1:8000
-gpu01  phi      -                  -    activating (auto-restart)  -        7         -                                  -
-gpu02  llama    meta/llama-3.1-8b  0,1  unit missing               -        0         2026-11-23 17:30, back from 2.0.5  http://127.0.0.1:8000
-gpu03  -        -                  -    no services                -        -         -                                  -
-gpu04  -        -                  -    unreachable                -        -         -                                  -
-gpu05  -        -                  -    no services                -        -         -                                  -"""
+HOST   SERVICE  MODEL              GPU  STATE                               UPTIME   RESTARTS  DEPLOYED                           ENDPOINT
+-----  -------  -----------------  ---  ----------------------------------  -------  --------  ---------------------------------  --------------------
+gpu01  llama    meta/llama-3.1-8b  0,1  active (running)                    1 d 2 h  0         2026-11-23 17:30                   http://10.0.0.1:8000
+gpu01  mistral  -                  -    active (running), watchdog gave up  1 d 2 h  0         -                                  -
+gpu01  nemo     -                  -    failed (exit-code)                  -        10        -                                  -
+gpu01  phi      -                  -    activating (auto-restart)           -        7         -                                  -
+gpu02  llama    meta/llama-3.1-8b  0,1  unit missing                        -        0         2026-11-23 17:30, back from 2.0.5  http://10.0.0.1:8000
+gpu03  -        -                  -    no services                         -        -         -                                  -
+gpu04  -        -                  -    unreachable                         -        -         -                                  -
+gpu05  -        -                  -    no services                         -        -         -                                  -"""
     )
 
 

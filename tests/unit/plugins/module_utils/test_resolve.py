@@ -54,6 +54,20 @@ def problems(*specs, host=HOST):
     return caught.value.problems
 
 
+#: The watchdog of a service that says nothing of it.
+WATCHED = {
+    "enabled": True,
+    "format": 1,
+    "probe": "chat",
+    "idle": 300,
+    "timeout": 60,
+    "failures": 3,
+    "limit": 3,
+    "ready_path": "/v1/health/ready",
+    "start_timeout": 1800,
+}
+
+
 def test_classic_service():
     assert resolve(LLAMA) == [
         {
@@ -91,6 +105,7 @@ def test_classic_service():
             "env": {"NIM_TELEMETRY_MODE": "0"},
             "shm_size": "16g",
             "ulimits": ["memlock=-1", "stack=67108864", "nofile=65536"],
+            "log_rate": 10000,
             "capabilities": [],
             "read_only": False,
             "key_at_runtime": False,
@@ -103,12 +118,13 @@ def test_classic_service():
             "offline": False,
             "cache_seed": "",
             "verify": {},
+            "watchdog": WATCHED,
             "notes": [],
             "share_key": "1da7ffe142ed9a21ed8780031d70e108ea1c65a144d05756f0d578886be539cd",
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
             "stage_key": "f3511fcfb16806325f8a46f1d13d2c343d33d7be8df04510fa9316d0b2f2f5c7",
-            "config_hash": "956fba2ee654f6cba58e80afa46b2aeedc9eb8c259c67121a4f5adb974e39d31",
+            "config_hash": "aa260d314c83f74311e0c9341b29a08be53c07debf95db314c8394fa1136cd0d",
         }
     ]
 
@@ -232,6 +248,22 @@ def test_classic_service():
             {"verify": {"prompt": "What is 2 + 2?", "expect_regex": "4|four"}},
             {"verify": {"prompt": "What is 2 + 2?", "expect_regex": "4|four"}},
             id="verify",
+        ),
+        pytest.param({"watchdog": None}, {"watchdog": WATCHED}, id="watchdog-empty"),
+        pytest.param({"watchdog": {}}, {"watchdog": WATCHED}, id="watchdog-empty-dictionary"),
+        pytest.param({"watchdog": True}, {"watchdog": WATCHED}, id="watchdog-on"),
+        pytest.param({"watchdog": "yes"}, {"watchdog": WATCHED}, id="watchdog-on-from-survey"),
+        pytest.param({"watchdog": False}, {"watchdog": {"enabled": False}}, id="watchdog-off"),
+        pytest.param({"watchdog": "no"}, {"watchdog": {"enabled": False}}, id="watchdog-off-from-survey"),
+        pytest.param(
+            {"watchdog": {"enabled": False, "idle": 5}},
+            {"watchdog": {"enabled": False}},
+            id="watchdog-off-with-options",
+        ),
+        pytest.param(
+            {"watchdog": {"probe": "health", "idle": "600", "limit": 1}, "start_timeout": 60},
+            {"watchdog": {**WATCHED, "probe": "health", "idle": 600, "limit": 1, "start_timeout": 60}},
+            id="watchdog-options",
         ),
         pytest.param({"name": "a" * 48}, {"unit": f"nim-{'a' * 48}.service"}, id="longest-name"),
         pytest.param({"name": 7}, {"name": "7", "container": "nim-7"}, id="name-of-one-digit"),
@@ -629,6 +661,33 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
         pytest.param(
             {"verify": {"promt": "hi"}}, ["unknown key 'promt'", "Did you mean 'prompt'?"], id="verify-key-misspelt"
         ),
+        pytest.param(
+            {"watchdog": "sometimes"}, ["watchdog is 'sometimes'", "wanted true, false or"], id="watchdog-word"
+        ),
+        pytest.param({"watchdog": [1]}, ["watchdog is [1]", "wanted true, false or"], id="watchdog-list"),
+        pytest.param({"watchdog": {"enabled": "nope"}}, ["watchdog is 'nope'", "wanted true"], id="watchdog-enabled"),
+        pytest.param(
+            {"watchdog": {"idel": 9}}, ["watchdog has the unknown key 'idel'", "'idle'?"], id="watchdog-key-misspelt"
+        ),
+        pytest.param(
+            {"watchdog": {"probe": "chats"}},
+            ["watchdog.probe is 'chats'", "wanted one of chat, health.", "Did you mean 'chat'?"],
+            id="watchdog-probe",
+        ),
+        pytest.param({"watchdog": {"idle": 0}}, ["watchdog.idle is 0", "from 1 to 86400"], id="watchdog-idle-zero"),
+        pytest.param(
+            {"watchdog": {"timeout": "1m"}},
+            ["watchdog.timeout is '1m'", "from 1 to 600"],
+            id="watchdog-timeout-with-unit",
+        ),
+        pytest.param(
+            {"watchdog": {"limit": 9}}, ["watchdog.limit is 9", "from 1 to 8"], id="watchdog-limit-of-the-unit"
+        ),
+        pytest.param(
+            {"watchdog": {"failures": True}},
+            ["watchdog.failures is True", "wanted an integer"],
+            id="watchdog-failures-bool",
+        ),
         pytest.param({"cache_size_gb": -1}, ["cache_size_gb is -1", "from 0 to 100000"], id="cache-size-negative"),
         pytest.param(
             {"cache_size_gb": "16g"}, ["cache_size_gb is '16g'", "wanted an integer"], id="cache-size-with-unit"
@@ -748,6 +807,8 @@ def test_hashes_do_not_depend_on_the_order_of_keys_or_on_spelling():
 RUNTIME = {
     "offline": {"offline": True},
     "log_format": {"log_format": "json"},
+    "log_rate": {"log_rate": 0},
+    "gpu_shared": {"gpu_shared": True},
     "otel_endpoint": {"otel_endpoint": "http://otel:4318"},
     "grpc_port": {"contract": "speech", "grpc_port": 50051},
     "tag": {"tag": "1.8.7"},
@@ -768,12 +829,12 @@ RUNTIME = {
 }
 OTHERS = {
     "verify": {"verify": {"prompt": "Hello"}},
+    "watchdog": {"watchdog": {"idle": 600}},
     "model": {"model": "meta/llama-3.1-8b-instruct"},
     "start_timeout": {"start_timeout": 3600},
     "prefetch": {"prefetch": ["download-to-cache", "--all"]},
     "cache_seed": {"cache_seed": "/srv/llama.tar"},
     "cache_size_gb": {"cache_size_gb": 20},
-    "gpu_shared": {"gpu_shared": True},
     "remove_cache": {"remove_cache": True},
     "owner": {"uid": 1001, "gid": 1001},
     "contract": {"contract": "classic"},
@@ -869,7 +930,8 @@ def test_place_of_the_cache_restarts_but_does_not_stage_again():
 REFERENCE = f"{IMAGE}@{DIGEST}"
 IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1a2b"
 SERVICE = resolve(LLAMA)[0]
-FILES = {SERVICE["env_path"]: "11aa", SERVICE["unit_path"]: "22bb"}
+SCRIPT = _resolve.WATCHDOG_FILES[0]
+FILES = {SERVICE["env_path"]: "11aa", SERVICE["unit_path"]: "22bb", SCRIPT: "33cc"}
 #: What gpu_host_info says of the service once it is deployed and verified.
 SETTLED = {
     "unit": {
@@ -881,8 +943,15 @@ SETTLED = {
         "restarts": 0,
     },
     "container": {"service": "llama", "config_hash": SERVICE["config_hash"], "running": True, "ports": [8000]},
-    "record": {"name": "llama", "config_hash": SERVICE["config_hash"], "files": FILES, "verified": True},
+    "record": {
+        "name": "llama",
+        "config_hash": SERVICE["config_hash"],
+        "files": FILES,
+        "verified": True,
+        "watchdog": SERVICE["watchdog"],
+    },
     "files": dict(FILES),
+    "watchdog": {"exists": True, "enabled": True, "active": True, "failed": False},
     "cache": {
         "path": SERVICE["cache"],
         "uid": 1000,
@@ -910,7 +979,7 @@ def reasons(changes):
     return {kind: [reason for item in items for reason in item["reasons"]] for kind, items in changes.items()}
 
 
-NOTHING = {"stage": [], "deploy": [], "remove": []}
+NOTHING = {"stage": [], "deploy": [], "watch": [], "remove": []}
 GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restarts": 0}
 
 
@@ -950,6 +1019,30 @@ GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restart
             {"deploy": ["configuration changed", "running container has another configuration"]},
             id="configuration-changed",
         ),
+        pytest.param({"record.watchdog": {"enabled": False}}, {"watch": ["watchdog changed"]}, id="watchdog-changed"),
+        pytest.param(
+            {"record.watchdog": {**WATCHED, "format": 0}},
+            {"watch": ["watchdog changed"]},
+            id="watchdog-of-an-older-form",
+        ),
+        pytest.param(
+            {"record": {"config_hash": SERVICE["config_hash"], "verified": True}, "files": {}, "watchdog": {}},
+            {"watch": ["no watchdog yet", "watchdog does not run"]},
+            id="deployed-before-there-were-watchdogs",
+        ),
+        pytest.param({"watchdog.active": False}, {"watch": ["watchdog does not run"]}, id="watchdog-stopped"),
+        pytest.param({"watchdog.enabled": False}, {"watch": ["watchdog does not run"]}, id="watchdog-disabled"),
+        pytest.param({"watchdog.failed": True}, {}, id="watchdog-that-gave-up-runs"),
+        pytest.param(
+            {"files": {**FILES, SCRIPT: None}},
+            {"watch": ["files of the watchdog were edited or lost"]},
+            id="watchdog-lost",
+        ),
+        pytest.param(
+            {"files": {**FILES, SERVICE["unit_path"]: None}, "watchdog.active": False},
+            {"deploy": ["files were edited or lost"]},
+            id="deployment-brings-its-watchdog",
+        ),
         pytest.param({"cache.staged": None}, {"stage": ["weights not staged"]}, id="marker-missing"),
         pytest.param({"cache": None}, {"stage": ["weights not staged"]}, id="cache-missing"),
         pytest.param(
@@ -965,6 +1058,21 @@ GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restart
 )
 def test_changes_of_a_present_service(changes, expected):
     assert reasons(service_changes([SERVICE], host_with(changes))) == {**NOTHING, **expected}
+
+
+@pytest.mark.parametrize(
+    ("timer", "expected"),
+    [
+        ({"enabled": False, "active": False}, []),
+        ({"enabled": True, "active": False}, ["watchdog runs"]),
+        ({"enabled": False, "active": True}, ["watchdog runs"]),
+    ],
+    ids=["off", "enabled", "active"],
+)
+def test_changes_of_a_service_without_a_watchdog(timer, expected):
+    (service,) = resolve(spec(watchdog=False))
+    host = host_with({"record.watchdog": {"enabled": False}, "watchdog": timer})
+    assert reasons(service_changes([service], host)) == {**NOTHING, "watch": expected}
 
 
 @pytest.mark.parametrize(
@@ -993,6 +1101,7 @@ def test_a_new_service_is_staged_and_deployed(host):
     assert reasons(changes) == {
         "stage": ["weights not staged"],
         "deploy": ["new service", "unit is absent", "never verified"],
+        "watch": [],
         "remove": [],
     }
     # The tasks work with the service itself.
@@ -1031,6 +1140,7 @@ def test_only_the_service_that_differs_is_changed():
     assert {kind: [item["name"] for item in items] for kind, items in changes.items()} == {
         "stage": ["phi"],
         "deploy": ["phi"],
+        "watch": [],
         "remove": ["old"],
     }
 

@@ -175,6 +175,7 @@ def deployed(machine):
     machine.socket_of(811, "sshd", 20731)
     machine.write("/etc/cdi/nvidia.yaml", (FIXTURES / "h200-x2/cdi-nvidia.yaml").read_text())
     machine.write("/etc/systemd/system/nim-llama.service", "[Unit]\n")
+    machine.write("/etc/systemd/system/nim-watchdog@.service", "[Unit]\n")
     login = base64.b64encode(b"$oauthtoken:nvapi-secret").decode()
     machine.write("/root/.docker/config.json", json.dumps({"auths": {"nvcr.io": {"auth": login}}}))
     unit = machine.root / "etc/systemd/system/nim-llama.service"
@@ -190,6 +191,8 @@ def deployed(machine):
     machine.command("dockerd")
     machine.command("nvidia-smi", out=(FIXTURES / "h200-x2/busy.xml").read_text())
     shown = machine.unit("docker.service") + "\n" + machine.unit("nim-llama.service", NRestarts="2")
+    shown += "\n" + machine.unit("nim-watchdog@llama.service", ActiveState="inactive", UnitFileState="static")
+    shown += "\n" + machine.unit("nim-watchdog@llama.timer", SubState="waiting")
     machine.command("systemctl", __version=SYSTEMD, show=shown)
     machine.command(
         "dpkg-query", error="dpkg-query: no packages found matching docker-ce\n", _W="ii  docker.io 26.1.5+dfsg1-9\n"
@@ -305,6 +308,7 @@ def test_service_of_a_deployed_host(call, deployed):
             "mode": f"{cache.stat().st_mode & 0o7777:04o}",
             "staged": {"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"},
         },
+        "watchdog": {"exists": True, "enabled": True, "active": True, "failed": False},
     }
 
 
@@ -329,7 +333,9 @@ def test_reads_with_few_commands_and_changes_nothing(call, deployed):
         "systemctl",
         "systemctl show",
     ]
-    assert deployed.asked("systemctl")[-1].endswith(" docker.service nim-llama.service")
+    assert deployed.asked("systemctl")[-1].endswith(
+        " docker.service nim-llama.service nim-watchdog@llama.service nim-watchdog@llama.timer"
+    )
 
 
 def test_virgin_host(call, machine):
@@ -792,7 +798,9 @@ def test_services_are_found_by_each_of_their_traces(call, deployed):
     gone = deployed.unit(
         "nim-llama.service", LoadState="not-found", ActiveState="inactive", ActiveEnterTimestampMonotonic="0"
     )
-    deployed.command("systemctl", show=f"{failed}\n{gone}")
+    timer = deployed.unit("nim-watchdog@unit.timer", UnitFileState="disabled", ActiveState="inactive")
+    gave_up = deployed.unit("nim-watchdog@unit.service", ActiveState="failed", UnitFileState="static")
+    deployed.command("systemctl", show=f"{failed}\n{gone}\n{timer}\n{gave_up}")
     services = call()["services"]
     assert list(services) == ["cache", "container", "llama", "record", "unit"]
     traces = {
@@ -809,6 +817,8 @@ def test_services_are_found_by_each_of_their_traces(call, deployed):
     }
     unit = services["unit"]["unit"]
     assert (unit["active"], unit["enabled"], unit["result"]) == ("failed", False, "exit-code")
+    assert services["unit"]["watchdog"] == {"exists": True, "enabled": False, "active": False, "failed": True}
+    assert services["llama"]["watchdog"] == {"exists": False, "enabled": False, "active": False, "failed": False}
     assert services["llama"]["unit"]["uptime"] is None
 
 

@@ -21,6 +21,8 @@ import pathlib, sys
 home = pathlib.Path({home!r})
 verb, names = sys.argv[1], [name for name in sys.argv[2:] if not name.startswith('-') and '.' in name]
 if verb == 'show':
+    if any('@.' in name for name in names):
+        sys.exit('a template is no unit')
     blocks = []
     for name in names:
         unit = home / 'units' / name
@@ -81,6 +83,7 @@ class Host:
         for name in SERVICES:
             (home / "units" / name).write_text("active")
         (home / "etc/nim-llama.service").touch()
+        (home / "etc/nim-watchdog@.service").touch()
         for name, users in {"nvidia": ["nvidia_uvm"], "nvidia_uvm": []}.items():
             for user in ["", *users]:
                 (home / "sys/module" / name / "holders" / user).mkdir(parents=True, exist_ok=True)
