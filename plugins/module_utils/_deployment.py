@@ -43,6 +43,11 @@ def keepable(record: Mapping[str, Any] | None, sums: Mapping[str, str | None], k
     return "keep" if kept and kept.get("config_hash") == record.get("config_hash") else "none"
 
 
+def another(record: Mapping[str, Any] | None, kept: Mapping[str, Any] | None) -> bool:
+    """Whether the copy that there is (its record is KEPT) is of another deployment than RECORD."""
+    return bool(record and kept) and (record or {}).get("config_hash") != (kept or {}).get("config_hash")
+
+
 def told(record: Mapping[str, Any]) -> str:
     """When a service was deployed, how often before, and from what it came back, for a table."""
     at = str(record.get("deployed_at") or "")[:16].replace("T", " ")

@@ -14,7 +14,8 @@ description:
   - A deployment is a unit, its environment file and its record, as M(baremetal.nim.gpu_host_info) reads it. Image and weights of
     an earlier one stay on the host, so it comes back without network.
   - V(kept) copies the deployment that was verified last, before another one replaces its files. What was edited since, or never
-    verified, is not kept; a copy that a cut-off upgrade made is.
+    verified, is not kept; a copy that a cut-off upgrade made is. The copy of the one before that is put aside, and is the way back again
+    when the new one fails.
   - V(restored) stops the unit, brings the copy back and starts it. It does not wait for the endpoint.
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
@@ -144,6 +145,8 @@ class Deployment:
             "record": (module.params["record_path"], 0o644),
         }
         self.copy = os.path.join(module.params["copy_dir"], module.params["name"])
+        #: The copy that was there before: when an upgrade fails, it is the way back again. No service can have its name.
+        self.before = f"{self.copy}.before"
 
     def current(self) -> dict[str, bytes | None]:
         """What lies in place."""
@@ -163,6 +166,18 @@ class Deployment:
                 out.write(data or b"")
         shutil.rmtree(self.copy, ignore_errors=True)
         os.rename(scratch, self.copy)
+
+    def put_aside(self) -> None:
+        """Keeps the copy that another one is about to replace."""
+        if os.path.isdir(self.copy):
+            shutil.rmtree(self.before, ignore_errors=True)
+            os.rename(self.copy, self.before)
+
+    def take_up(self) -> None:
+        """Brings back the copy that was put aside: what it was put aside for is in place now."""
+        if os.path.isdir(self.before):
+            shutil.rmtree(self.copy, ignore_errors=True)
+            os.rename(self.before, self.copy)
 
     def put(self, name: str, data: bytes) -> None:
         """Writes one file into its place."""
@@ -191,6 +206,8 @@ class Deployment:
         todo = _deployment.keepable(record, sums, parse(kept["record"]))
         changed = todo == "copy" and current != kept
         if changed and not self.module.check_mode:
+            if _deployment.another(record, parse(kept["record"])):
+                self.put_aside()
             self.write_copy(current)
         return {"changed": changed, "kept": todo != "none", "record": record if todo != "none" else {}}
 
@@ -231,6 +248,8 @@ class Deployment:
                     msg=f"{self.unit}: systemctl {argv[0]} failed: {said} Next: journalctl -u {self.unit} -n 50",
                     **result,
                 )
+        if not self.module.params["swap"]:
+            self.take_up()
         return result
 
 

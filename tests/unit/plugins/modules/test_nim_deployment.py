@@ -233,3 +233,36 @@ def test_full_disk_is_told_before_anything_is_replaced(host, call, monkeypatch):
     result = call("kept")
     assert result["failed"] and "No space left on device" in result["msg"] and "df -h" in result["msg"]
     assert host.version() == ("1", "1")
+
+
+def test_failed_upgrade_does_not_cost_the_way_back_before_it(host, call):
+    host.deploy("1")
+    call("kept")
+    host.deploy("2")
+    call("kept")
+    host.deploy("3", verified=False)
+    call("restored", failed_image=f"{IMAGE}:3", failed_reason="crash_loop")
+    assert host.version() == ("2", "2")
+    assert [path.name for path in host.copy.parent.iterdir()] == ["llama"]
+    call("restored", swap=True)
+    assert host.version() == ("1", "1")
+    call("restored", swap=True)
+    assert host.version() == ("2", "2")
+
+
+def test_copy_that_was_put_aside_is_of_the_last_upgrade_only(host, call):
+    for version in "1234":
+        host.deploy(version)
+        call("kept")
+    assert json.loads((host.copy / "record").read_text())["config_hash"] == "4"
+    before = host.copy.with_name("llama.before") / "record"
+    assert json.loads(before.read_text())["config_hash"] == "3"
+
+
+def test_same_deployment_kept_again_is_not_put_aside(host, call):
+    host.deploy("1")
+    call("kept")
+    record = host.record()
+    host.paths["record"].write_text(json.dumps({**record, "ready_after_s": 7}))
+    assert call("kept")["changed"]
+    assert not host.copy.with_name("llama.before").exists()
