@@ -195,7 +195,9 @@ class Service:
         """Name of the image generation."""
         name = self.choice("contract", "auto", ["auto", *CONTRACTS])
         if name == "auto":
-            name = contract_of(image, tag)
+            # The label of an image that is on the host tells for certain.
+            native = f"{image}:{tag}" in (self.host.get("native_images") or [])
+            name = "native" if native else contract_of(image, tag)
             if not name:
                 self.problem(
                     f"contract cannot be told from tag {tag!r}; say contract: classic (NIM 1.x), llm (NIM LLM and VLM 2.x, 3.x),"

@@ -344,6 +344,11 @@ images:
   description: Digests by which local images were pulled, as C(repository@sha256:…), with their image id.
   type: dict
   returned: always
+native_images:
+  description: Local images, as C(repository:tag), whose label tells that they download their weights by themselves (contract C(native)).
+  type: list
+  elements: str
+  returned: always
 services:
   description:
     - By service name, the systemd unit (C(unit)), the container (C(container)), the deployment record (C(record)), the
@@ -366,6 +371,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _credentials, _host, _survey, _system
+from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 
 UNIT_PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,ActiveEnterTimestampMonotonic"
@@ -527,6 +533,12 @@ class HostReader:
         images = dict(row.split(" ", 1) for row in rows.splitlines() if "<none>" not in row)
         return engine, inspected, images
 
+    def native_images(self) -> list[str]:
+        """Names of local images whose label tells another way of downloading than the usual one."""
+        label = f"label={PROTOCOL_LABEL}={NATIVE_PROTOCOL}"
+        rows = self.run("docker", "images", "--filter", label, "--format", "{{.Repository}}:{{.Tag}}")[1]
+        return sorted({row for row in rows.split() if "<none>" not in row})
+
     def config_newer(self, unit: dict[str, str]) -> bool:
         """Whether daemon.json changed after the daemon started: the daemon then runs with something else."""
         try:
@@ -673,6 +685,8 @@ class HostReader:
             "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
             "images": images,
+            # One more question to the engine, where it has something to answer.
+            "native_images": self.native_images() if images else [],
             "services": self.services(units, _host.parse_containers(inspected)),
         }
 

@@ -318,6 +318,14 @@ def test_contract_of_an_image(image, tag, contract):
     assert _resolve.contract_of(f"nvcr.io/nim/{image}", tag) == contract
 
 
+def test_label_of_an_image_on_the_host_tells_its_contract():
+    entry = {**LLAMA, "image": "nvcr.io/nim/nvidia/retriever", "tag": "2.4.0"}
+    labelled = {**HOST, "native_images": ["nvcr.io/nim/nvidia/retriever:2.4.0"]}
+    assert [resolve(entry, host=host)[0]["contract"] for host in (HOST, labelled)] == ["llm", "native"]
+    assert resolve({**entry, "contract": "classic"}, host=labelled)[0]["contract"] == "classic"
+    assert resolve({**entry, "tag": "2.4.1"}, host=labelled)[0]["contract"] == "llm"
+
+
 def family(image, tag, **changes):
     """A service of another family than LLMs."""
     return spec(image=f"nvcr.io/nim/nvidia/{image}", tag=tag, **changes)

@@ -250,6 +250,9 @@ def test_deployed_host(call, deployed):
         "config_newer_than_daemon": False,
     }
     assert result["images"] == {f"{IMAGE}@{DIGEST}": IMAGE_ID}
+    assert deployed.asked("docker")[-1].startswith(
+        "docker images --filter label=com.nvidia.nim.model_download_protocol=native-v1 "
+    )
     assert result.keys() == set(documented())
 
 
@@ -325,6 +328,7 @@ def test_reads_with_few_commands_and_changes_nothing(call, deployed):
     assert snapshot() == before
     assert sorted(line.split(" --")[0] for line in deployed.asked()) == [
         "docker images",
+        "docker images",
         "docker info",
         "docker inspect c1f7",
         "docker ps -aq",
@@ -386,6 +390,7 @@ def test_virgin_host(call, machine):
             "config_newer_than_daemon": False,
         },
         "images": {},
+        "native_images": [],
         "services": {},
     }
     assert {key: result[key] for key in expected} == expected
