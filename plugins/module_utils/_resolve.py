@@ -27,6 +27,9 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 2
+#: What a start is given for each GB of staged weights: a slow disk reads 100 MB/s. The largest models, of hundreds of GB, were seen
+#: to take most of an hour.
+SECONDS_PER_GB = 10
 #: Raised with the watchdog's script and units, which hosts then get without a restart.
 WATCHDOG_FORMAT = 1
 #: Files of the watchdog on a host. They are in the record with those of the service, which does not depend on them.
@@ -293,6 +296,12 @@ class Service:
                 self.spelling(str(key), contract["variables"])
         return env
 
+    def start_budget(self, contract: Mapping[str, Any]) -> int:
+        """Seconds that a start may take: the contract's, and more for weights that take long to load."""
+        cache = ((self.host.get("services") or {}).get(self.name) or {}).get("cache") or {}
+        size = as_int((cache.get("staged") or {}).get("bytes", 0)) or 0
+        return int(contract["start_timeout"]) + SECONDS_PER_GB * (size // 10**9)
+
     def offline(self) -> bool:
         """Whether the service has no network to the weights."""
         return as_bool(self.spec.get("offline", self.defaults.get("offline", False)))
@@ -518,7 +527,7 @@ class Service:
             "read_only": as_bool(self.spec.get("read_only", False)),
             "key_at_runtime": as_bool(self.spec.get("key_at_runtime", False)),
             "key_digest": self.key_digest(),
-            "start_timeout": self.number("start_timeout", contract["start_timeout"], 1, 86400),
+            "start_timeout": self.number("start_timeout", self.start_budget(contract), 1, 86400),
             "log_rate": self.number("log_rate", 10000, 0, 10**7),
             "stop_timeout": self.number("stop_timeout", contract["stop_timeout"], 1, 3600),
             "prefetch": prefetch,

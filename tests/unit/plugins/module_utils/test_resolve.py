@@ -326,6 +326,22 @@ def test_label_of_an_image_on_the_host_tells_its_contract():
     assert resolve({**entry, "tag": "2.4.1"}, host=labelled)[0]["contract"] == "llm"
 
 
+@pytest.mark.parametrize(
+    ("size", "changes", "seconds"),
+    [
+        (0, {}, 1800),
+        (999_999_999, {}, 1800),
+        (16_059_123_456, {}, 1960),
+        (320 * 10**9, {}, 5000),
+        (320 * 10**9, {"start_timeout": 60}, 60),
+    ],
+)
+def test_large_weights_get_more_time_to_load(size, changes, seconds):
+    host = {**HOST, "services": {"llama": {"cache": {"staged": {"bytes": size}}}}}
+    (service,) = resolve(spec(**changes), host=host)
+    assert (service["start_timeout"], service["watchdog"]["start_timeout"]) == (seconds, seconds)
+
+
 def family(image, tag, **changes):
     """A service of another family than LLMs."""
     return spec(image=f"nvcr.io/nim/nvidia/{image}", tag=tag, **changes)
