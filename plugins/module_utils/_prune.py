@@ -160,8 +160,9 @@ def plan_caches(
 ) -> dict[str, list[dict[str, str]]]:
     """Caches to ``remove`` and to ``keep``, each a ``path`` with its ``reason``.
 
-    ENTRIES are what lies in the root: ``name``, ``kind`` (directory, link or other) and ``marked``, whether it has a marker of
-    staged weights. USED has ``names`` of services and ``paths``, each with who uses it; UNKNOWN removes unmarked directories too.
+    ENTRIES are what lies in the root: ``name``, ``kind`` (directory, link or other), ``marked`` (it has a marker of staged
+    weights) and ``foreign`` (it was only read). USED has ``names`` of services and ``paths``, each with who uses it; UNKNOWN
+    removes unmarked directories too.
     """
     plan: dict[str, list[dict[str, str]]] = {"remove": [], "keep": []}
     shared = file_system(root, mounts)
@@ -183,6 +184,8 @@ def plan_caches(
             reason = f"{mounts[mounted[0]]} is mounted at {mounted[0]}"
         elif _SHARED.fullmatch(shared):
             reason = f"on {shared}, which other hosts may use"
+        elif entry["foreign"]:
+            reason = "was only read here: somebody else filled it"
         elif name.startswith(DOOMED):
             what, reason = "remove", "an earlier prune was cut off"
         elif entry["marked"]:

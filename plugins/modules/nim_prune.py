@@ -259,11 +259,10 @@ class Host:
         for item in sorted(os.scandir(self.root), key=lambda entry: entry.name):
             kind = "link" if item.is_symlink() else "directory" if item.is_dir(follow_symlinks=False) else "other"
             staged = parse(read(self.own("staged", f"{item.name}.json"))) or {}
-            marked = kind == "directory" and (
-                parse_marker(read(os.path.join(item.path, STAGED_MARKER))) is not None
-                or staged.get("path") == item.path
-            )
-            entries.append({"name": item.name, "kind": kind, "marked": marked})
+            here = staged.get("path") == item.path
+            marker = parse_marker(read(os.path.join(item.path, STAGED_MARKER))) if kind == "directory" else None
+            foreign = here and bool(staged.get("read_only"))
+            entries.append({"name": item.name, "kind": kind, "marked": bool(here or marker), "foreign": foreign})
         return entries
 
     def mounts(self) -> dict[str, str]:
