@@ -44,6 +44,9 @@ EXPORTS = {
     "nvidia_driver": {
         "nvidia_driver_reboot_needed": "why a reboot is needed, where one is, none is allowed and `nvidia_driver_reboot_needed_action` is `export`"
     },
+    "model_cache": {
+        "model_cache_pruned": "what M(baremetal.nim.nim_prune) returned (entry point `prune`)",
+    },
     "nim_service": {
         "nim_service_endpoints": "the resolved services that were verified (entry point `verify`)",
         "nim_service_verification": "result of M(baremetal.nim.nim_verify) for the endpoints",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _deployment
+from ansible_collections.baremetal.nim.plugins.module_utils import _deployment, _staging
 
 
 def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -74,21 +74,35 @@ def unit_state(unit: Mapping[str, Any]) -> str:
     return f"{unit['active']} ({why or unit['sub']})"
 
 
+def cache_size(cache: Mapping[str, Any] | None) -> str:
+    """Size of a model cache for people, as staging left word of it: measuring terabytes takes long."""
+    if not cache:
+        return "-"
+    size = (cache.get("staged") or {}).get("bytes")
+    # The image's user may write anything into the marker.
+    return _staging.amount(size) if isinstance(size, int) and size >= 0 else "unknown"
+
+
 def status(hosts: Iterable[Mapping[str, Any]]) -> str:
     """A table of every service on every host, from the variables of hosts after gpu_host_info."""
-    rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "DEPLOYED", "ENDPOINT"]]
+    rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "CACHE", "DEPLOYED", "ENDPOINT"]]
     for host in hosts:
         name, state = host["inventory_hostname"], host.get("preflight_host")
         if not state:
-            rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-", "-"])
+            rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-", "-", "-"])
             continue
         shown = 0
         for service, now in sorted(state["services"].items()):
             unit, record = now["unit"], now.get("record") or {}
+            cache = cache_size(now.get("cache"))
             if not unit["exists"] and not record:
+                # Nothing but weights: what baremetal.nim.prune would take.
+                if cache != "-":
+                    shown += 1
+                    rows.append([name, service, "-", "-", "cache only", "-", "-", cache, "-", "-"])
                 continue
             shown += 1
-            # A cache without a unit is no service; a record without a unit is one that somebody removed by hand.
+            # A record without a unit is of a service that somebody removed by hand.
             words = unit_state(unit) if unit["exists"] else "unit missing"
             words += ", watchdog gave up" if (now.get("watchdog") or {}).get("failed") else ""
             uptime = duration(unit["uptime"]) if unit.get("uptime") is not None and unit["active"] == "active" else "-"
@@ -102,10 +116,11 @@ def status(hosts: Iterable[Mapping[str, Any]]) -> str:
                     words,
                     uptime,
                     str(unit["restarts"]),
+                    cache,
                     _deployment.told(record),
                     record.get("url") or "-",
                 ]
             )
         if not shown:
-            rows.append([name, "-", "-", "-", "no services", "-", "-", "-", "-"])
+            rows.append([name, "-", "-", "-", "no services", "-", "-", "-", "-", "-"])
     return table(rows)

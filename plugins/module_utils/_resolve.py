@@ -69,6 +69,8 @@ KEYS = {
     "uid",
     "gid",
     "cache_size_gb",
+    "cache_path",
+    "cache_read_only",
     "remove_cache",
     "verify",
     "watchdog",
@@ -91,6 +93,8 @@ _CAPABILITIES = (
     " SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
 )
 _BOOLEANS = ("1", "yes", "true", "on", "y", "t", "0", "no", "false", "off", "n", "f")
+#: Docker and systemd give :, %, $, quotes and spaces a meaning.
+_DIRECTORY = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._+@=,-]+){2,}")
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
@@ -372,6 +376,20 @@ class Service:
             self.problem(f"bind_address is {address!r}, wanted an IP address such as 127.0.0.1, 0.0.0.0 or ::1.")
         return address
 
+    def cache(self) -> dict[str, Any]:
+        """Where the cache is, whether it is only read, and where the marker of what is staged there is kept."""
+        path, default = str(self.spec.get("cache_path") or ""), f"{self.defaults['cache_root']}/{self.name}"
+        if path and not _DIRECTORY.fullmatch(path):
+            self.problem(
+                f"cache_path is {path!r}, wanted an absolute directory such as /mnt/nim/llama, of plain characters."
+            )
+        read_only = as_bool(self.spec.get("cache_read_only", False))
+        return {
+            "cache": path or default,
+            "cache_read_only": read_only,
+            "cache_marker": "host" if path or read_only else "cache",
+        }
+
     def shm_size(self, contract: Mapping[str, Any]) -> str:
         """Size of the shared memory of the container, as docker run takes it."""
         size = str(self.spec.get("shm_size") or contract["shm_size"])
@@ -490,7 +508,9 @@ class Service:
             "record_path": f"{self.defaults['state_dir']}/{self.name}.json",
         }
         if state == "absent":
-            return {**common, "remove_cache": as_bool(self.spec.get("remove_cache", False))}
+            # What is only read is somebody else's.
+            read_only = as_bool(self.spec.get("cache_read_only", False))
+            return {**common, "remove_cache": as_bool(self.spec.get("remove_cache", False)) and not read_only}
         image = self.image()
         contract_name = self.contract(image["repository"], image["tag"])
         contract = CONTRACTS[contract_name]
@@ -516,6 +536,7 @@ class Service:
             "publish": self.publish(bind, port, contract),
             "url": f"http://{probe}:{port}",
             "ready_path": contract["ready_path"],
+            **self.cache(),
             "mounts": dict(contract["mounts"]),
             "cache_bytes": self.number("cache_size_gb", self.defaults.get("cache_size_gb", 0), 0, 100000) * 10**9,
             "uid": self.number("uid", contract["uid"], 0, 2**31),
@@ -546,6 +567,9 @@ class Service:
         if isinstance(given, Mapping):
             # The option `profile` is in prefetch already.
             weights.update({key: env[key] for key in WEIGHT_VARIABLES if key in given and key in env})
+        if service["cache_marker"] == "host":
+            # What is staged in one place, or only read, is not what is staged in another.
+            weights.update({key: service[key] for key in ("cache", "cache_read_only")})
         service["stage_key"] = digest_of(weights)
         return service
 
@@ -557,6 +581,7 @@ _RUNTIME = (
     "gpu_shared",
     "publish",
     "cache",
+    "cache_read_only",
     "mounts",
     "env",
     "shm_size",
@@ -676,7 +701,9 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append(
                 "weights not staged" if not cache.get("staged") else "staged weights are of another image or profile"
             )
-        if cache and (cache["uid"], cache["gid"]) != (service["uid"], service["gid"]):
+        # A cache that is only read is somebody else's; one that root may not look at tells no owner.
+        told = cache and not service["cache_read_only"] and cache["uid"] is not None
+        if told and (cache["uid"], cache["gid"]) != (service["uid"], service["gid"]):
             reasons.append(f"cache belongs to {cache['uid']}:{cache['gid']}, wanted {service['uid']}:{service['gid']}")
         images = host.get("images") or {}
         staged = (cache.get("staged") or {}).get("image_reference")

@@ -65,7 +65,12 @@ def _staged(host: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _shareable(need: Mapping[str, Any], staged: Mapping[str, Any]) -> bool:
     """Whether a service may get its weights from another host: it needs some, has none, and was given none."""
-    return bool(need["prefetch"] or need["prefetch_env"]) and not need["cache_seed"] and need["share_key"] not in staged
+    return (
+        bool(need["prefetch"] or need["prefetch_env"])
+        and not need["cache_seed"]
+        and need["cache_marker"] == "cache"
+        and need["share_key"] not in staged
+    )
 
 
 def staging_plan(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, dict[str, Any]]]:

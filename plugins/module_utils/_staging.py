@@ -146,8 +146,11 @@ def last_line(lines: Sequence[str]) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def marker(service: Mapping[str, Any], reference: str, size: int, finished: float) -> str:
-    """Text of the file that says that the weights are complete, and of which image (REFERENCE) they are."""
+def marker(service: Mapping[str, Any], reference: str, size: int, finished: float, elsewhere: bool = False) -> str:
+    """Text of the file that says that the weights are complete, and of which image (REFERENCE) they are.
+
+    ELSEWHERE is for one that does not lie in the cache, and tells where that is.
+    """
     content = {
         "key": service["stage_key"],
         "share_key": service["share_key"],
@@ -156,4 +159,6 @@ def marker(service: Mapping[str, Any], reference: str, size: int, finished: floa
         "bytes": size,
         "finished": int(finished),
     }
+    if elsewhere:
+        content.update(path=service["path"], read_only=service["read_only"])
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

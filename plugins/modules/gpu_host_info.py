@@ -53,6 +53,10 @@ options:
       - Directory that holds one model cache per service.
     type: path
     default: /var/lib/nim/cache
+  staged_dir:
+    description: Directory of the markers of caches that lie elsewhere, are only read, or that root may not write.
+    type: path
+    default: /var/lib/nim/staged
   state_dir:
     description:
       - Directory with the deployment records of the services.
@@ -571,11 +575,16 @@ class HostReader:
 
     def cache(self, name: str) -> dict[str, Any] | None:
         """Ownership of a model cache and what was staged there."""
-        path = os.path.join(self.params["cache_root"], name)
+        # Of a cache that lies elsewhere, is only read, or that root may not write, this host keeps the marker.
+        kept = _host.parse_marker(self.read(os.path.join(self.params["staged_dir"], f"{name}.json")))
+        path = (kept or {}).get("path") or os.path.join(self.params["cache_root"], name)
         # The image's user may lay anything there: a pipe would never end.
         marker = os.path.join(path, _host.STAGED_MARKER)
         try:
             stat = os.stat(path)
+        except PermissionError:
+            # Root may not look there (NFS root squash); the image's user could when this was staged.
+            return {"path": path, "uid": None, "gid": None, "mode": None, "staged": kept} if kept else None
         except OSError:
             return None
         return {
@@ -583,7 +592,7 @@ class HostReader:
             "uid": stat.st_uid,
             "gid": stat.st_gid,
             "mode": f"{stat.st_mode & 0o7777:04o}",
-            "staged": _host.parse_marker(self.read(marker) if os.path.isfile(marker) else ""),
+            "staged": kept or _host.parse_marker(self.read(marker) if os.path.isfile(marker) else ""),
         }
 
     def recorded(self) -> set[str]:
@@ -700,6 +709,7 @@ def main() -> None:
             "files": {"type": "list", "elements": "path", "default": []},
             "cache_root": {"type": "path", "default": "/var/lib/nim/cache"},
             "state_dir": {"type": "path", "default": "/var/lib/nim/services"},
+            "staged_dir": {"type": "path", "default": "/var/lib/nim/staged"},
             "proc_root": {"type": "path", "default": "/proc"},
             "sys_root": {"type": "path", "default": "/sys"},
             "etc_root": {"type": "path", "default": "/etc"},

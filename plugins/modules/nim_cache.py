@@ -15,6 +15,9 @@ description:
     then pulls the image and lets the image's own command download the weights.
   - Pull and download run as transient systemd units (C(nim-pull-NAME), C(nim-stage-NAME)). They go on when the connection
     or the play is lost; running the task again attaches to them.
+  - A cache that is only read (O(read_only)) is filled by somebody else. It is read through as the user of the image and never written to.
+  - A file system may refuse root what it allows that user (NFS with C(root_squash)). Such a cache is used as it is if the directory
+    belongs to the user already and the write test passes.
   - The key reaches the download through the standard input of its container. It is in no argument list, no container
     configuration and no unit, and its file, which only root can read, is gone when the download ends.
 author:
@@ -51,6 +54,21 @@ options:
     type: dict
     default:
       "": /opt/nim/.cache
+  read_only:
+    description: Whether the cache is one that somebody else filled and that is only read.
+    type: bool
+    default: false
+  marker:
+    description:
+      - Where the marker is kept that tells what was staged. V(host) is for a cache that is only read or that other hosts use too; it
+        is taken by itself where root may not write.
+    type: str
+    choices: [cache, host]
+    default: cache
+  host_dir:
+    description: Directory of what the collection remembers on this host.
+    type: path
+    default: /var/lib/nim
   uid:
     description: Numeric user that the image runs as.
     type: int
@@ -203,7 +221,7 @@ image_reference:
   returned: when the image is present
   sample: nvcr.io/nim/meta/llama-3.1-8b-instruct@sha256:1f2e…
 bytes:
-  description: Size of the cache in bytes.
+  description: Size of the cache in bytes, as far as root or, where root may not, the user of the image can read it.
   type: int
   returned: when the weights are staged
 waiting:
@@ -244,10 +262,13 @@ next_command:
   returned: on failure
 """
 
+import errno
 import json
 import os
+import stat
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
@@ -256,6 +277,11 @@ from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify
 
+#: Why root may not, and what helps.
+ROOT_SQUASH = (
+    "The file system refuses root, as NFS does with root_squash:"
+    " create the directory on the file server, owned by {uid}:{gid}, or export it with no_root_squash."
+)
 KEY_DIR = "/run/nim"
 POLL = 0.25
 
@@ -263,6 +289,37 @@ POLL = 0.25
 def key_path(unit: str) -> str:
     """Where the key waits until the unit has opened it."""
     return os.path.join(KEY_DIR, f"{unit}.key")
+
+
+def look_through(path: str) -> dict[str, Any]:
+    """``files`` and ``bytes`` below a directory, each file opened; raises the OSError of the first that refuses."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files = size = 0
+    for folder, _folders, names in os.walk(path, onerror=refuse):
+        for name in names:
+            facts = os.lstat(os.path.join(folder, name))
+            # Links lead to files that are looked at where they lie.
+            if stat.S_ISREG(facts.st_mode):
+                with open(os.path.join(folder, name), "rb") as handle:
+                    handle.read(1)
+                files, size = files + 1, size + facts.st_size
+    return {"files": files, "bytes": size}
+
+
+def replace(path: str, text: str) -> None:
+    """Writes a file that everybody may read, all of it or nothing."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        os.umask(0o022)
+        os.makedirs(folder, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "w") as out:
+        out.write(text)
+        os.fchmod(handle, 0o644)
+    os.rename(name, path)
 
 
 class Stage:
@@ -280,6 +337,7 @@ class Stage:
         #: Size of the cache at the end of this slice.
         self.seen = 0
         self.docker = "/usr/bin/docker"
+        self.host_marker = os.path.join(module.params["host_dir"], "staged", f"{module.params['name']}.json")
 
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Runs a command with a plain locale."""
@@ -315,6 +373,8 @@ class Stage:
         """Creates a directory of the cache and gives it to the image's user."""
         uid, gid = self.params["uid"], self.params["gid"]
         try:
+            if self.refused():
+                return
             if not os.path.isdir(path):
                 self.changed = True
                 if self.module.check_mode:
@@ -322,54 +382,110 @@ class Stage:
                 # The image's user must get through, whatever root's umask is.
                 os.umask(0o022)
                 os.makedirs(path, exist_ok=True)
-            stat = os.stat(path)
-            if (stat.st_uid, stat.st_gid) != (uid, gid):
-                self.changed = True
+            facts = os.stat(path)
+            if (facts.st_uid, facts.st_gid) != (uid, gid):
+                before, self.changed = self.changed, True
                 if self.module.check_mode:
                     return
-                os.chown(path, uid, gid)
+                try:
+                    os.chown(path, uid, gid)
+                except PermissionError:
+                    if facts.st_uid != uid or os.getuid():
+                        raise
+                    # Root is nobody here, and the write test will tell whether the user gets on without that group.
+                    self.changed = before
         except OSError as error:
+            squashed = error.errno in (errno.EACCES, errno.EPERM) and not os.getuid()
             self.fail(
-                f"cache {path} cannot be prepared: {error.strerror}, wanted a directory of {uid}:{gid}.",
+                f"cache {path} cannot be prepared: {error.strerror}, wanted a directory of {uid}:{gid}."
+                + (f" {ROOT_SQUASH.format(uid=uid, gid=gid)}" if squashed else ""),
                 "disk_full" if error.errno == 28 else "cache_permission",
                 command=f"findmnt -T {path}; ls -ldn {path}",
             )
 
-    def write_test(self, path: str) -> None:
-        """Writes as the image's user; a file system may refuse what the mode bits allow (read-only, NFS root squash)."""
-        uid, gid = self.params["uid"], self.params["gid"]
+    def refused(self) -> bool:
+        """Whether root may not even look at the cache; the image's user may, or the write test will tell."""
+        try:
+            os.stat(self.params["path"])
+        except OSError as error:
+            return isinstance(error, PermissionError)
+        return False
+
+    def as_user(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What WORK returns as the image's user; ``errno``, ``error`` and ``path`` of the OSError that it raised.
+
+        A file system may refuse what the mode bits allow (read-only, NFS root squash), and refuse root what it allows others.
+        """
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            report = b""
+            report: dict[str, Any] = {"errno": 0, "error": "the test ended early", "path": None}
             try:
                 os.setgroups([])
-                os.setgid(gid)
-                os.setuid(uid)
-                handle, name = tempfile.mkstemp(prefix=".write-test-", dir=path)
-                os.unlink(name)
-                os.write(handle, b"0" * 4096)
-                os.fsync(handle)
+                os.setgid(self.params["gid"])
+                os.setuid(self.params["uid"])
+                report = work()
             except OSError as error:
-                report = f"{error.errno} {error.strerror}".encode()
-            os.write(writer, report)
-            os._exit(0)
+                report = {"errno": error.errno, "error": error.strerror, "path": error.filename}
+            finally:
+                os.write(writer, json.dumps(report).encode())
+                os._exit(0)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            refusal = pipe.read().decode()
+            report = json.loads(pipe.read())
         os.waitpid(child, 0)
+        return report
+
+    def write_test(self, path: str) -> None:
+        """Writes as the image's user."""
+        uid = self.params["uid"]
+
+        def write() -> dict[str, Any]:
+            handle, name = tempfile.mkstemp(prefix=".write-test-", dir=path)
+            os.unlink(name)
+            os.write(handle, b"0" * 4096)
+            os.fsync(handle)
+            return {}
+
+        refusal = self.as_user(write)
         if refusal:
-            number, text = refusal.split(" ", 1)
             self.fail(
-                f"uid {uid} cannot write to cache {path}: {text}.",
-                "disk_full" if number in ("28", "122") else "cache_permission",
+                f"uid {uid} cannot write to cache {path}: {refusal['error']}.",
+                "disk_full" if refusal["errno"] in (28, 122) else "cache_permission",
                 command=f"findmnt -T {path}; df -h {path}; ls -ldn {path}",
             )
 
+    def read_test(self) -> int:
+        """Reads a cache that somebody else filled as the image's user; returns its bytes."""
+        path, uid = self.params["path"], self.params["uid"]
+        found = self.as_user(lambda: look_through(path))
+        command = f"findmnt -T {path}; ls -lan {path}"
+        if found.get("errno") in (errno.ENOENT, errno.ENOTDIR):
+            self.fail(
+                f"{found['path']} is not there, wanted the cache that is read. Mount it.",
+                "staging_failed",
+                command=command,
+            )
+        if "error" in found:
+            self.fail(
+                f"uid {uid} cannot read {found['path']} in cache {path}: {found['error']}, wanted to read all of it.",
+                "staging_failed",
+                command=command,
+            )
+        if not found["files"]:
+            self.fail(
+                f"cache {path} is empty, wanted one that somebody else filled.", "staging_failed", command=command
+            )
+        return int(found["bytes"])
+
     def free_space(self) -> None:
         """Refuses a download that cannot fit."""
-        stat = os.statvfs(self.params["path"])
-        free, wanted = stat.f_bavail * stat.f_frsize, self.params["cache_bytes"]
+        try:
+            disk = os.statvfs(self.params["path"])
+        except PermissionError:
+            # Root may not ask here; the write test has shown that there is some.
+            return
+        free, wanted = disk.f_bavail * disk.f_frsize, self.params["cache_bytes"]
         if wanted and not os.path.exists(os.path.join(self.params["path"], STAGED_MARKER)):
             # What an interrupted download left is a part of this one.
             wanted = max(0, wanted - self.size())
@@ -500,13 +616,14 @@ class Stage:
 
     def size(self) -> int:
         """Bytes in the cache."""
+        if not os.access(self.params["path"], os.R_OK | os.X_OK):
+            return int(self.as_user(lambda: look_through(self.params["path"])).get("bytes", 0))
         _code, out, _err = self.run("du", "-sb", self.params["path"])
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
 
-    def staged(self, image: dict[str, Any] | None = None) -> bool:
-        """Whether the weights of this key are complete, and of IMAGE: a tag may have moved to another one."""
-        marker = os.path.join(self.params["path"], STAGED_MARKER)
+    def tells(self, marker: str, image: dict[str, Any] | None) -> bool:
+        """Whether a marker is of this key, and of IMAGE: a tag may have moved to another one."""
         # The image's user may lay anything there: a pipe would never end.
         if not os.path.isfile(marker):
             return False
@@ -518,14 +635,40 @@ class Stage:
         except (OSError, ValueError, AttributeError):
             return False
 
+    def staged(self, image: dict[str, Any] | None = None) -> bool:
+        """Whether the weights of this key are complete."""
+        here = os.path.join(self.params["path"], STAGED_MARKER)
+        return self.tells(self.host_marker, image) or self.tells(here, image)
+
+    def forget_elsewhere(self, image: dict[str, Any]) -> None:
+        """Removes the marker of another cache that the service had; it would hide the one in this cache."""
+        if os.path.exists(self.host_marker) and not self.tells(self.host_marker, image):
+            self.changed = True
+            os.unlink(self.host_marker)
+
     def write_marker(self, image: dict[str, Any], size: int) -> None:
         """Writes the marker without following a link that the image's user may have laid there."""
-        handle, name = tempfile.mkstemp(dir=self.params["path"])
-        with os.fdopen(handle, "w") as out:
-            reference = _staging.image_reference(image, self.params["repository"])
-            out.write(_staging.marker(self.params, reference, size, time.time()))
-            os.fchmod(handle, 0o644)
-        os.rename(name, os.path.join(self.params["path"], STAGED_MARKER))
+        reference = _staging.image_reference(image, self.params["repository"])
+        what = self.params, reference, size, time.time()
+        if self.params["marker"] == "cache" and not self.params["read_only"]:
+            try:
+                replace(os.path.join(self.params["path"], STAGED_MARKER), _staging.marker(*what))
+                return
+            except PermissionError:
+                # Root is nobody there.
+                pass
+        replace(self.host_marker, _staging.marker(*what, elsewhere=True))
+
+    def remember(self) -> None:
+        """Notes the repository: images from there are this collection's, also when no service is left that says so."""
+        path = os.path.join(self.params["host_dir"], "repositories")
+        try:
+            with open(path, encoding="utf-8") as handle:
+                known = handle.read().split()
+        except FileNotFoundError:
+            known = []
+        if self.params["repository"] not in known:
+            replace(path, "".join(f"{name}\n" for name in sorted([*known, self.params["repository"]])))
 
     def result(self, waiting: bool, image: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return values."""
@@ -614,14 +757,16 @@ class Stage:
     def main(self) -> dict[str, Any]:
         """The whole way, or as far as the time allows."""
         self.docker = self.module.get_bin_path("docker") or self.docker
-        for path in self.directories():
+        read_only = self.params["read_only"]
+        for path in [] if read_only else self.directories():
             self.directory(path)
             if self.changed and self.module.check_mode:
                 break
         if self.module.check_mode:
             return {**self.result(waiting=False), "changed": self.changed or not self.staged()}
         stage, weights = self.staging_unit(), self.staging()
-        if not self.staged() and not self.under_way(stage, weights):
+        size = self.read_test() if read_only else 0
+        if not read_only and not self.staged() and not self.under_way(stage, weights):
             for path in self.directories():
                 self.write_test(path)
             self.free_space()
@@ -641,15 +786,20 @@ class Stage:
         if problem:
             self.fail(problem, "wrong_contract", command=f"docker image inspect {self.params['image']}")
         self.phase = "weights"
-        if not self.staged(image):
+        self.forget_elsewhere(image)
+        if read_only and not self.staged(image):
+            self.changed = True
+            self.write_marker(image, size)
+        elif not self.staged(image):
             if not self.fetched(image):
                 self.detail = self.progress()
                 self.last_log = _staging.last_line(self.journal(self.unit_state(stage), 5))
                 return self.result(waiting=True, image=image)
             self.write_marker(image, self.size())
             self.changed = True
+        self.remember()
         self.phase = "done"
-        return {**self.result(waiting=False, image=image), "bytes": self.size()}
+        return {**self.result(waiting=False, image=image), "bytes": size or self.size()}
 
 
 def main() -> None:
@@ -661,6 +811,9 @@ def main() -> None:
             "repository": {"type": "str", "required": True},
             "path": {"type": "path", "required": True},
             "mounts": {"type": "dict", "default": {"": "/opt/nim/.cache"}},
+            "read_only": {"type": "bool", "default": False},
+            "marker": {"type": "str", "choices": ["cache", "host"], "default": "cache"},
+            "host_dir": {"type": "path", "default": "/var/lib/nim"},
             "uid": {"type": "int", "default": 1000},
             "gid": {"type": "int", "default": 1000},
             "prefetch": {"type": "list", "elements": "str", "default": ["download-to-cache"]},

@@ -202,6 +202,47 @@ def test_unusable_cache(host, options, wanted):
         host.check_output("umount /var/lib/nim/cache/other && rmdir /var/lib/nim/cache/other")
 
 
+@pytest.fixture
+def export(host):
+    """A directory as an NFS server with root_squash exports it."""
+    script = (pathlib.Path(__file__).resolve().parents[1] / "root_squash.py").read_text()
+    host.check_output("DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3-fusepy >&2")
+    host.check_output("mkdir -p /srv/export/llama /srv/export/mine /mnt/nfs && chown 1000:1000 /srv/export/llama")
+    machine(HOST).exec_run(["python3", "-c", f"open('/root/root_squash.py', 'w').write({script!r})"])
+    host.check_output("systemd-run --quiet --collect --unit=export python3 /root/root_squash.py /srv/export /mnt/nfs")
+    eventually(lambda: host.run("mountpoint /mnt/nfs").rc == 0)
+    yield "/mnt/nfs"
+    code, output, _seconds = deploy()
+    host.run("systemctl stop export; umount -l /mnt/nfs; rm -rf /srv/export")
+    assert code == 0, output
+
+
+def test_cache_on_nfs_that_squashes_root(host, export):
+    assert host.run(f"touch {export}/llama/x").rc == 1, "root is nobody there"
+    code, output, _seconds = deploy(cache_path=f"{export}/mine")
+    assert code != 0 and "The file system refuses root, as NFS does with root_squash" in output, output
+    assert "owned by 1000:1000" in output and ask(HOST)
+    code, output, _seconds = deploy(cache_path=f"{export}/llama")
+    assert code == 0 and ask(HOST), output
+    code, output, _seconds = deploy(cache_path=f"{export}/llama")
+    assert code == 0 and "changed=0 " in output, output
+    # Now as the other hosts would use it: files that only uid 1000 may read are read as uid 1000.
+    host.check_output("find /srv/export/llama -type f -exec chmod 0400 {} +")
+    before = host.check_output("find /srv/export/llama -printf '%p %T@ %C@ %s\n' | sort")
+    read_only = {"cache_path": f"{export}/llama", "cache_read_only": True}
+    code, output, _seconds = deploy(**read_only)
+    assert code == 0 and ask(HOST), output
+    code, output, _seconds = deploy(**read_only)
+    assert code == 0 and "changed=0 " in output, output
+    assert host.check_output("docker inspect -f '{{(index .Mounts 0).RW}}' nim-llama") == "false"
+    assert host.check_output("find /srv/export/llama -printf '%p %T@ %C@ %s\n' | sort") == before
+    host.check_output("mkdir /srv/export/empty && chown 1000:1000 /srv/export/empty")
+    for path, told in (("empty", "is empty, wanted one that somebody else filled"), ("none", "is not there")):
+        code, output, _seconds = deploy(cache_path=f"{export}/{path}", cache_read_only=True)
+        assert code != 0 and told in output, output
+    assert ask(HOST)
+
+
 def test_all_conflicts_are_told_at_once(host):
     before = snapshot(host)
     wrong = [

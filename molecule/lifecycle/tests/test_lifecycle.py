@@ -232,6 +232,48 @@ def test_first_deployment_that_fails_has_nothing_to_come_back_to(host):
     assert run.returncode == 0 and not host.file("/var/lib/nim/previous/other").exists, run.stdout
 
 
+def test_prune_removes_what_no_service_uses_and_nothing_else(host):
+    """After an upgrade and the removal of a service; the version before stays, for the way back."""
+    assert deploy(tag=NEW).returncode == 0
+    llama = service(HOST, tag=NEW, gpu_shared=True, env={"NIM_GPU_MEM_FRACTION": "0.4"})
+    other = service(HOST, name="other", tag=OLD, port=8001, gpu_shared=True, env={"NIM_KVCACHE_PERCENT": "0.4"})
+    for services in ([llama, other], [llama, {"name": "other", "state": "absent"}]):
+        run = play("services", limit=HOST, extra={"nim_services": services})
+        assert run.returncode == 0, run.stdout
+    host.check_output("mkdir -p /var/lib/nim/cache/mine && echo x > /var/lib/nim/cache/mine/x")
+    wanted = {"nim_services": [llama]}
+    shown = play("status", limit=HOST, extra=wanted).stdout
+    assert "cache only" in shown, shown
+
+    def lies(tag):
+        return host.run(f"docker image inspect nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct:{tag}").rc == 0
+
+    def caches():
+        return host.check_output("ls /var/lib/nim/cache").split()
+
+    before = container(host)
+    check = play("prune", "--check", limit=HOST, extra=wanted)
+    assert check.returncode == 0 and "gpu01: would remove /var/lib/nim/cache/other, 4.2 MB" in check.stdout, (
+        check.stdout
+    )
+    assert caches() == ["llama", "mine", "other"]
+    run = play("prune", limit=HOST, extra=wanted)
+    assert run.returncode == 0 and "gpu01: removed /var/lib/nim/cache/other, 4.2 MB" in run.stdout, run.stdout
+    assert "gpu01: kept /var/lib/nim/cache/mine: unknown" in run.stdout, run.stdout
+    assert caches() == ["llama", "mine"]
+    # The copy that rollback would bring back is of the new version, too: the first of llama's two deployments of it.
+    assert lies(NEW) and not lies(OLD), run.stdout
+    assert ask(HOST) and container(host) == before
+    again = play("prune", limit=HOST, extra=wanted)
+    assert again.returncode == 0 and "changed=0 " in again.stdout and "freed 0 B" in again.stdout, again.stdout
+    run = play("prune", limit=HOST, extra={**wanted, "model_cache_prune_unknown": True})
+    assert run.returncode == 0 and caches() == ["llama"], run.stdout
+    run = play("prune", limit=HOST, extra={**wanted, "model_cache_root": "/var"})
+    assert run.returncode == 2 and "cache root /var holds /var/cache" in run.stdout, run.stdout
+    back = play("rollback", limit=HOST, extra={"nim_rollback": "llama"})
+    assert back.returncode == 0 and ask(HOST), back.stdout
+
+
 def test_fleet_upgrade_stops_at_the_host_that_rolled_back(host):
     run = deploy("upgrade", tag=NEW, env={"NIM_LAB_FAULT": "dead_engine"}, start_timeout=20)
     assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout

@@ -149,10 +149,15 @@ def test_fleet():
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
-def service(record=None, gave_up=False, **unit):
+def service(record=None, cache=None, gave_up=False, **unit):
     """A service as gpu_host_info tells it."""
     state = {"exists": True, "active": "active", "sub": "running", "enabled": True, "restarts": 0, "uptime": 93784.0}
-    return {"unit": {**state, **unit}, "record": record, "watchdog": {"failed": gave_up}}
+    return {"unit": {**state, **unit}, "record": record, "cache": cache, "watchdog": {"failed": gave_up}}
+
+
+def test_status_of_a_service_whose_watchdog_gave_up():
+    hosts = [{"inventory_hostname": "gpu01", "preflight_host": {"services": {"llama": service(gave_up=True)}}}]
+    assert "active (running), watchdog gave up" in _report.status(hosts)
 
 
 def test_status():
@@ -169,8 +174,7 @@ def test_status():
             "preflight_host": {
                 "services": {
                     "phi": service(active="activating", sub="auto-restart", restarts=7, uptime=12.0),
-                    "llama": service(record),
-                    "mistral": service(gave_up=True),
+                    "llama": service(record, {"staged": {"bytes": 16_059_123_456}}),
                     "nemo": service(active="failed", sub="failed", result="exit-code", restarts=10),
                     "stray": service(exists=False, active=None, sub=None),
                 }
@@ -183,20 +187,32 @@ def test_status():
         {"inventory_hostname": "gpu03", "preflight_host": {"services": {}}},
         {"inventory_hostname": "gpu04"},
         {"inventory_hostname": "gpu05", "preflight_host": {"services": {"stray": service(exists=False)}}},
+        {
+            "inventory_hostname": "gpu06",
+            "preflight_host": {
+                "services": {
+                    "left": service(cache={"staged": {"bytes": 2_000_000}}, exists=False),
+                    "odd": service(cache={"staged": {"bytes": "many"}}, exists=False),
+                    "strange": service(cache={"staged": None}, exists=False),
+                }
+            },
+        },
     ]
     assert (
         _report.status(hosts)
         == """\
-HOST   SERVICE  MODEL              GPU  STATE                               UPTIME   RESTARTS  DEPLOYED                           ENDPOINT
------  -------  -----------------  ---  ----------------------------------  -------  --------  ---------------------------------  --------------------
-gpu01  llama    meta/llama-3.1-8b  0,1  active (running)                    1 d 2 h  0         2026-11-23 17:30                   http://10.0.0.1:8000
-gpu01  mistral  -                  -    active (running), watchdog gave up  1 d 2 h  0         -                                  -
-gpu01  nemo     -                  -    failed (exit-code)                  -        10        -                                  -
-gpu01  phi      -                  -    activating (auto-restart)           -        7         -                                  -
-gpu02  llama    meta/llama-3.1-8b  0,1  unit missing                        -        0         2026-11-23 17:30, back from 2.0.5  http://10.0.0.1:8000
-gpu03  -        -                  -    no services                         -        -         -                                  -
-gpu04  -        -                  -    unreachable                         -        -         -                                  -
-gpu05  -        -                  -    no services                         -        -         -                                  -"""
+HOST   SERVICE  MODEL              GPU  STATE                      UPTIME   RESTARTS  CACHE    DEPLOYED                           ENDPOINT
+-----  -------  -----------------  ---  -------------------------  -------  --------  -------  ---------------------------------  --------------------
+gpu01  llama    meta/llama-3.1-8b  0,1  active (running)           1 d 2 h  0         16.1 GB  2026-11-23 17:30                   http://10.0.0.1:8000
+gpu01  nemo     -                  -    failed (exit-code)         -        10        -        -                                  -
+gpu01  phi      -                  -    activating (auto-restart)  -        7         -        -                                  -
+gpu02  llama    meta/llama-3.1-8b  0,1  unit missing               -        0         -        2026-11-23 17:30, back from 2.0.5  http://10.0.0.1:8000
+gpu03  -        -                  -    no services                -        -         -        -                                  -
+gpu04  -        -                  -    unreachable                -        -         -        -                                  -
+gpu05  -        -                  -    no services                -        -         -        -                                  -
+gpu06  left     -                  -    cache only                 -        -         2.0 MB   -                                  -
+gpu06  odd      -                  -    cache only                 -        -         unknown  -                                  -
+gpu06  strange  -                  -    cache only                 -        -         unknown  -                                  -"""
     )
 
 
@@ -209,6 +225,7 @@ def test_status_of_no_hosts_is_a_heading():
         "STATE",
         "UPTIME",
         "RESTARTS",
+        "CACHE",
         "DEPLOYED",
         "ENDPOINT",
     ]

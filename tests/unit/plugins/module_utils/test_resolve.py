@@ -76,6 +76,8 @@ def test_classic_service():
             "unit": "nim-llama.service",
             "container": "nim-llama",
             "cache": "/var/lib/nim/cache/llama",
+            "cache_read_only": False,
+            "cache_marker": "cache",
             "unit_path": "/etc/systemd/system/nim-llama.service",
             "env_path": "/etc/nim/llama.env",
             "key_path": "/etc/nim/llama.key",
@@ -124,7 +126,7 @@ def test_classic_service():
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
             "stage_key": "f3511fcfb16806325f8a46f1d13d2c343d33d7be8df04510fa9316d0b2f2f5c7",
-            "config_hash": "aa260d314c83f74311e0c9341b29a08be53c07debf95db314c8394fa1136cd0d",
+            "config_hash": "05c355036e90409151be10047aab83f87a3812b08bd149124b63b25b2999f5f5",
         }
     ]
 
@@ -850,6 +852,8 @@ RUNTIME = {
     "key_at_runtime": {"key_at_runtime": True},
     "stop_timeout": {"stop_timeout": 120},
     "name": {"name": "llama-2"},
+    "cache_path": {"cache_path": "/mnt/nim/llama"},
+    "cache_read_only": {"cache_read_only": True},
 }
 OTHERS = {
     "verify": {"verify": {"prompt": "Hello"}},
@@ -883,12 +887,15 @@ def test_every_key_of_a_service_is_in_one_of_the_two_tables():
 @pytest.mark.parametrize(
     ("changes", "same"),
     [
-        (changes, key not in ("tag", "image", "digest", "profile", "prefetch", "grpc_port"))
+        (
+            changes,
+            key not in ("tag", "image", "digest", "profile", "prefetch", "grpc_port", "cache_path", "cache_read_only"),
+        )
         for key, changes in {**RUNTIME, **OTHERS}.items()
     ],
     ids=[*RUNTIME, *OTHERS],
 )
-def test_stage_key_changes_with_image_and_profile_only(changes, same):
+def test_stage_key_changes_with_image_profile_and_named_cache_only(changes, same):
     assert (resolve(spec(**changes))[0]["stage_key"] == resolve(spec())[0]["stage_key"]) is same
 
 
@@ -941,6 +948,41 @@ def test_image_that_runs_as_root_keeps_what_docker_gives(monkeypatch):
     monkeypatch.setitem(CONTRACTS["classic"], "capabilities", None)
     assert resolve(spec())[0]["capabilities"] is None
     assert resolve(spec(capabilities=["CHOWN"]))[0]["capabilities"] == ["CHOWN"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("/var/lib/nim/cache/llama", False, "cache")),
+        ({"cache_path": "/mnt/nim/llama"}, ("/mnt/nim/llama", False, "host")),
+        ({"cache_read_only": "yes"}, ("/var/lib/nim/cache/llama", True, "host")),
+        ({"cache_path": "/mnt/nim/llama", "cache_read_only": True}, ("/mnt/nim/llama", True, "host")),
+    ],
+)
+def test_cache(changes, expected):
+    service = resolve(spec(**changes))[0]
+    assert tuple(service[key] for key in ("cache", "cache_read_only", "cache_marker")) == expected
+
+
+@pytest.mark.parametrize("path", ["llama", "/", "/mnt", "/mnt/a b", "/mnt/a:ro", "/mnt/../etc", "/mnt/%h", "/mnt/a/"])
+def test_cache_path_that_is_none(path):
+    assert problems(spec(cache_path=path)) == [
+        f"service llama: cache_path is {path!r}, wanted an absolute directory such as /mnt/nim/llama, of plain characters."
+    ]
+
+
+def test_what_is_only_read_is_never_removed():
+    absent = {"name": "llama", "state": "absent", "remove_cache": True}
+    assert resolve(absent)[0]["remove_cache"] is True
+    assert resolve({**absent, "cache_read_only": True})[0]["remove_cache"] is False
+
+
+def test_owner_of_a_cache_that_is_only_read_or_not_shown_does_not_matter():
+    only_read = resolve({**LLAMA, "cache_read_only": True})[0]
+    now = {"cache.staged.key": only_read["stage_key"], "cache.uid": 0}
+    assert reasons(service_changes([only_read], host_with(now)))["stage"] == []
+    unseen = {"cache.uid": None, "cache.gid": None, "cache.mode": None}
+    assert reasons(service_changes([SERVICE], host_with(unseen)))["stage"] == []
 
 
 def test_place_of_the_cache_restarts_but_does_not_stage_again():

@@ -92,6 +92,7 @@ def need(key="k1", **changes):
         "prefetch": ["download-to-cache"],
         "prefetch_env": {},
         "cache_seed": "",
+        "cache_marker": "cache",
         **changes,
     }
 
@@ -151,6 +152,7 @@ def test_plan_lets_a_host_give_while_it_gets():
     [
         pytest.param([need(cache_seed="/srv/seed.tar")], id="was-given-a-seed"),
         pytest.param([need(prefetch=[])], id="has-no-weights"),
+        pytest.param([need(cache_marker="host")], id="shares-its-cache-already"),
         pytest.param([], id="lacks-nothing"),
     ],
 )

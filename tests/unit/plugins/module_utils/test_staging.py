@@ -334,3 +334,9 @@ def test_marker():
         "bytes": 16_059_123_456,
         "finished": 1795423100,
     }
+
+
+def test_marker_elsewhere_tells_where_the_cache_is():
+    service = {**SERVICE, "read_only": True}
+    here, there = (json.loads(_staging.marker(service, "x", 1, 2.0, elsewhere=it)) for it in (False, True))
+    assert there == {**here, "path": SERVICE["path"], "read_only": True}

@@ -147,6 +147,7 @@ def call(machine, capsys):
             **{name: str(machine.root / name.replace("_", "/")) for name in ("lib_modules", "usr_src", "usr_share")},
             "cdi_spec_dirs": [str(machine.root / "etc/cdi"), str(machine.root / "run/cdi")],
             "state_dir": str(machine.root / "state"),
+            "staged_dir": str(machine.root / "staged"),
             "cache_root": str(machine.root / "cache"),
             "paths": [],
             **args,
@@ -782,6 +783,26 @@ def test_broken_record_is_none(call, deployed, text):
 def test_broken_marker_is_none(call, deployed, text):
     deployed.write(f"/cache/llama/{STAGED_MARKER}", text)
     assert call()["services"]["llama"]["cache"]["staged"] is None
+
+
+def test_cache_elsewhere_is_the_one_that_this_host_has_staged(call, deployed, monkeypatch):
+    elsewhere = deployed.root / "nfs/llama"
+    kept = {"key": "77aa", "image_reference": f"{IMAGE}@{DIGEST}", "path": str(elsewhere), "read_only": True}
+    deployed.write("/staged/llama.json", json.dumps(kept))
+    assert call()["services"]["llama"]["cache"] is None, "what was unmounted is not staged"
+    elsewhere.mkdir(parents=True)
+    cache = call()["services"]["llama"]["cache"]
+    assert (cache["path"], cache["uid"], cache["staged"]) == (str(elsewhere), os.getuid(), kept)
+    stat = os.stat
+
+    def refuse(path, *args, **options):
+        if path == str(elsewhere):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(gpu_host_info.os, "stat", refuse)
+    squashed = {"path": str(elsewhere), "uid": None, "gid": None, "mode": None, "staged": kept}
+    assert call()["services"]["llama"]["cache"] == squashed
 
 
 def test_services_are_found_by_each_of_their_traces(call, deployed):

@@ -180,6 +180,7 @@ def call(lab, capsys):
             "image": IMAGE,
             "repository": REPOSITORY,
             "path": str(lab.cache),
+            "host_dir": str(lab.root / "nim"),
             "uid": os.getuid(),
             "gid": os.getgid(),
             "devices": ["nvidia.com/gpu=0"],
@@ -816,3 +817,147 @@ def test_an_image_that_says_another_contract(lab, fail):
     assert result["failure_class"] == "wrong_contract"
     assert "contract is llm" in result["msg"] and "wanted contract: native" in result["msg"]
     assert lab.started() == []
+
+
+# -- caches of others --------------------------------------------------------------------------------------------------
+# A file system that squashes root is mounted in molecule/faults; here the calls that it refuses are.
+
+
+def host_marker(lab):
+    return json.loads((lab.root / "nim/staged/llama.json").read_text())
+
+
+@pytest.fixture
+def filled(lab):
+    """A cache that somebody else filled, with links as hubs lay them."""
+    (lab.cache / "blobs").mkdir(parents=True)
+    (lab.cache / "blobs/1").write_text("weights")
+    (lab.cache / "model").symlink_to("blobs/1")
+    (lab.cache / "nowhere").symlink_to("blobs/2")
+    lab.image()
+    return lab
+
+
+def test_read_only_cache_is_read_and_never_written(filled, call):
+    before = sorted((path, path.lstat().st_mtime_ns) for path in filled.cache.rglob("*"))
+    first, again = call(read_only=True, uid=os.getuid()), call(read_only=True)
+    assert (first["changed"], first["phase"], first["bytes"], first["image_reference"]) == (True, "done", 7, REFERENCE)
+    assert (again["changed"], filled.started()) == (False, [])
+    assert sorted((path, path.lstat().st_mtime_ns) for path in filled.cache.rglob("*")) == before
+    told = host_marker(filled)
+    assert (told["path"], told["read_only"], told["bytes"]) == (str(filled.cache), True, 7)
+    assert (told["key"], told["image_reference"]) == (STAGE_KEY, REFERENCE)
+
+
+def test_read_only_cache_still_needs_its_image(filled, call):
+    (filled.root / "image.json").unlink()
+    filled.image(there=False)
+    filled.unit(PULL, EXITED)
+    assert call(read_only=True)["phase"] == "done"
+    assert filled.started() == [PULL]
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (None, "is not there, wanted the cache that is read. Mount it."),
+        ("file", "is not there, wanted the cache that is read. Mount it."),
+        ("empty", "is empty, wanted one that somebody else filled."),
+    ],
+    ids=["missing", "no-directory", "empty"],
+)
+def test_read_only_cache_with_nothing_to_read(lab, fail, left, told):
+    lab.cache.parent.mkdir()
+    if left == "empty":
+        lab.cache.mkdir()
+    elif left:
+        lab.cache.write_text("")
+    result = fail(read_only=True)
+    assert f"{lab.cache} {told}" in result["msg"]
+    assert (result["failure_class"], lab.commands()) == ("staging_failed", [])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can read as somebody else")
+def test_read_only_cache_is_read_as_the_images_user(filled, fail):
+    filled.root.chmod(0o700)
+    result = fail(read_only=True, uid=4321, gid=4321)
+    assert f"uid 4321 cannot read {filled.cache} in cache {filled.cache}: Permission denied" in result["msg"]
+
+
+def test_read_only_cache_in_check_mode(filled, call):
+    assert call(check_mode=True, read_only=True)["changed"] is True
+    assert not (filled.root / "nim").exists()
+
+
+@pytest.fixture
+def squashed(lab, monkeypatch):
+    """Root may not give anything away."""
+
+    def refuse(path, *_args):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(nim_cache.os, "chown", refuse)
+    lab.image()
+    return lab
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a user cannot give directories away anywhere")
+def test_cache_that_root_may_not_give_away(squashed, fail):
+    squashed.cache.mkdir(parents=True)
+    message = fail(uid=4321, gid=4321)["msg"]
+    assert (
+        "cannot be prepared: Operation not permitted, wanted a directory of 4321:4321. The file system refuses root"
+        in message
+    )
+    assert "root_squash: create the directory on the file server, owned by 4321:4321" in message
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a user cannot give directories away anywhere")
+def test_group_that_root_may_not_change_is_left(squashed, call):
+    squashed.marker()
+    assert call(gid=4321)["changed"] is False
+
+
+def test_marker_that_root_may_not_write_is_kept_by_the_host(lab, call, monkeypatch):
+    replace = nim_cache.replace
+
+    def refuse(path, text):
+        if path.startswith(str(lab.cache)):
+            raise PermissionError(13, "Permission denied", path)
+        replace(path, text)
+
+    monkeypatch.setattr(nim_cache, "replace", refuse)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call()["changed"] is True
+    assert call()["changed"] is False
+    told = host_marker(lab)
+    assert (told["key"], told["path"], told["read_only"]) == (STAGE_KEY, str(lab.cache), False)
+    assert list(lab.cache.iterdir()) == []
+
+
+def test_marker_of_a_shared_cache_is_kept_by_the_host(lab, call):
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    call(marker="host")
+    assert host_marker(lab)["path"] == str(lab.cache)
+    assert list(lab.cache.iterdir()) == []
+
+
+def test_marker_of_another_cache_gives_way(lab, call):
+    """A service that comes back from a shared cache to its own, which is complete."""
+    lab.marker()
+    lab.image()
+    (lab.root / "nim/staged").mkdir(parents=True)
+    (lab.root / "nim/staged/llama.json").write_text(json.dumps({"key": "other", "image_reference": REFERENCE}))
+    assert call()["changed"] is True
+    assert not (lab.root / "nim/staged/llama.json").exists()
+    assert call()["changed"] is False
+
+
+def test_repositories_are_noted_once(lab, call):
+    lab.marker()
+    lab.image()
+    for repository in (REPOSITORY, REPOSITORY, "nvcr.io/nim/another"):
+        call(repository=repository)
+    assert (lab.root / "nim/repositories").read_text() == f"nvcr.io/nim/another\n{REPOSITORY}\n"

@@ -1,0 +1,368 @@
+#!/usr/bin/python
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Caches and images that no service uses make room."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nim_prune
+short_description: Remove model caches and images that no NIM service of a host uses
+version_added: 1.0.0
+description:
+  - Removes what is proven unused and nothing else. A cache is used by a service that is wanted, that has a record, a unit, a
+    container or a kept copy, or that is being staged; and by every container and unit that it is given to.
+  - Directories without the marker of staged weights are named and left alone, as are links, mount points and caches on a
+    file system that other hosts may share. What is inside a cache that is used is not looked at.
+  - Images are those of repositories that this collection has deployed from. One is used if a wanted service, a record, a kept copy, a
+    unit or any container refers to it. They go by their references, never by force.
+author:
+  - The baremetal.nim maintainers (@baremetal-nim)
+extends_documentation_fragment:
+  - baremetal.nim._attributes
+  - baremetal.nim._attributes.actiongroup_nim
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: RV(removed) and RV(kept) tell it, in check mode too.
+  idempotent:
+    support: full
+options:
+  services:
+    description: Names of the services that are wanted.
+    type: list
+    elements: str
+    required: true
+  caches:
+    description: Directories of their caches.
+    type: list
+    elements: path
+    default: []
+  images:
+    description: Their images, with tag or digest.
+    type: list
+    elements: str
+    default: []
+  cache_root:
+    description:
+      - Directory that holds one cache per service. One that holds more than caches, such as C(/var), or is a symbolic link, is refused.
+    type: path
+    default: /var/lib/nim/cache
+  unknown:
+    description: Whether directories without the marker of staged weights go too, if no service uses them.
+    type: bool
+    default: false
+  host_dir:
+    description: Directory of what the collection remembers on this host.
+    type: path
+    default: /var/lib/nim
+  unit_dir:
+    description: Directory of the units.
+    type: path
+    default: /etc/systemd/system
+notes:
+  - Images share layers, so the disk may gain less than RV(freed_bytes).
+  - A container that is given a directory above O(cache_root), such as C(/), is not taken for a user of every cache.
+"""
+
+EXAMPLES = r"""
+- name: Make room
+  baremetal.nim.nim_prune:
+    services: [llama]
+    images: [nvcr.io/nim/meta/llama-3.1-8b-instruct:1.8.6]
+  register: pruned
+"""
+
+RETURN = r"""
+removed:
+  description: What was removed, or would be in check mode - C(path) (of an image, its reference), C(bytes) and C(reason).
+  type: list
+  elements: dict
+  returned: always
+kept:
+  description: What was left alone - C(path) and C(reason).
+  type: list
+  elements: dict
+  returned: always
+freed_bytes:
+  description: Sum of the sizes of what was removed, or would be.
+  type: int
+  returned: always
+  sample: 16059123456
+summary:
+  description: The same in words.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import glob
+import json
+import os
+import shutil
+import stat
+from typing import Any, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.baremetal.nim.plugins.module_utils import _prune
+from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
+
+MOUNTINFO = "/proc/self/mountinfo"
+
+
+def read(path: str) -> str:
+    """Text of a file, empty when there is none; never waits for one that is no file."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8", errors="replace") as handle:
+            return handle.read() if stat.S_ISREG(os.fstat(handle.fileno()).st_mode) else ""
+    except OSError:
+        return ""
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """A record, None when it is none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class Host:
+    """What lies on this host, and who uses it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params = module.params
+        self.root = module.params["cache_root"]
+        self.docker = module.get_bin_path("docker")
+        self.removed: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        self.names = dict.fromkeys(self.params["services"], "wanted")
+        self.paths = dict.fromkeys(self.params["caches"], "wanted")
+        self.references = dict.fromkeys(self.params["images"], "wanted")
+        #: Why no image can be proven unused, empty when all can be.
+        self.blind = ""
+
+    def own(self, *parts: str) -> str:
+        """A path of what the collection remembers."""
+        return os.path.join(self.params["host_dir"], *parts)
+
+    def result(self) -> dict[str, Any]:
+        """Return values."""
+        freed = sum(item["bytes"] for item in self.removed)
+        return {
+            "changed": bool(self.removed),
+            "removed": self.removed,
+            "kept": self.kept,
+            "freed_bytes": freed,
+            "summary": _prune.told(self.removed, self.kept, freed, self.module.check_mode),
+        }
+
+    def fail(self, text: str, command: str) -> NoReturn:
+        """Leaves with what was done so far."""
+        self.module.fail_json(msg=f"{text} Next: {command}", **self.result())
+
+    def run(self, *argv: str) -> str:
+        """Output of a command that must not fail: what it would have told may be in use."""
+        for last in (False, False, True):
+            code, out, err = self.module.run_command(list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
+            # A container may be gone between its listing and the look at it.
+            if not code or last:
+                break
+        if code:
+            self.fail(
+                f"{' '.join(argv[:3])} failed: {(err or out).strip()}, wanted to know what is in use. Nothing was removed.",
+                "systemctl status docker",
+            )
+        return str(out)
+
+    # -- who uses what -------------------------------------------------------------------------------------------------
+
+    def record(self, name: str, path: str, who: str) -> None:
+        """Takes note of a record and of what it refers to."""
+        self.names.setdefault(name, who)
+        record = parse(read(path))
+        if record is None:
+            self.blind = f"{path} cannot be read and may refer to it"
+            self.names[name] = f"{path} cannot be read"
+            return
+        self.records.append(record)
+        for key in ("image", "image_reference"):
+            self.references.setdefault(str(record.get(key) or ""), f"{who} of {name}")
+
+    def unit(self, path: str, who: str) -> None:
+        """Takes note of what a unit refers to."""
+        text = read(path)
+        if not text:
+            self.blind = f"{path} cannot be read and may refer to it"
+        for volume in _prune.volumes(text):
+            self.paths.setdefault(volume, who)
+        for word in text.split():
+            self.references.setdefault(word, who)
+
+    def remembered(self) -> None:
+        """Records, units, kept copies and staging on this host."""
+        for path in glob.glob(self.own("services", "*.json")):
+            self.record(os.path.basename(path)[:-5], path, "deployed")
+        for path in glob.glob(os.path.join(self.params["unit_dir"], "nim-*.service")):
+            unit = os.path.basename(path)
+            self.names.setdefault(unit[4:-8], f"unit {unit}")
+            self.unit(path, f"unit {unit}")
+        for path in glob.glob(self.own("previous", "*", "")):
+            # NAME.new is a copy that was not finished.
+            name = os.path.basename(path.rstrip("/")).partition(".")[0]
+            self.record(name, os.path.join(path, "record"), "kept for rollback")
+            self.unit(os.path.join(path, "unit"), f"kept for rollback of {name}")
+        units = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "nim-pull-*", "nim-stage-*")
+        for name, unit in _prune.staging(units).items():
+            self.names.setdefault(name, unit)
+
+    def inspected(self, *listing: str) -> list[dict[str, Any]]:
+        """``docker inspect`` of what a listing names."""
+        if not self.docker:
+            return []
+        for last in (False, False, True):
+            ids = sorted(set(self.run(self.docker, *listing).split()))
+            if not ids:
+                return []
+            kind = "image" if listing[0] == "image" else "container"
+            code, out, err = self.module.run_command([self.docker, kind, "inspect", *ids])
+            if not code:
+                return list(json.loads(out))
+            if last:
+                self.fail(
+                    f"docker {kind} inspect failed: {err.strip()}. Nothing was removed.", "systemctl status docker"
+                )
+        return []
+
+    def running(self) -> None:
+        """All containers, also those of others."""
+        found = _prune.containers(self.inspected("ps", "--all", "--quiet", "--no-trunc"))
+        for known, more in (
+            (self.names, found["names"]),
+            (self.paths, found["paths"]),
+            (self.references, found["images"]),
+        ):
+            for key, who in more.items():
+                known.setdefault(key, who)
+
+    # -- caches --------------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What lies in the cache root."""
+        entries = []
+        for item in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+            kind = "link" if item.is_symlink() else "directory" if item.is_dir(follow_symlinks=False) else "other"
+            staged = parse(read(self.own("staged", f"{item.name}.json"))) or {}
+            here = staged.get("path") == item.path
+            marker = parse_marker(read(os.path.join(item.path, STAGED_MARKER))) if kind == "directory" else None
+            foreign = here and bool(staged.get("read_only"))
+            entries.append({"name": item.name, "kind": kind, "marked": bool(here or marker), "foreign": foreign})
+        return entries
+
+    def mounts(self) -> dict[str, str]:
+        """What is mounted where."""
+        return _prune.parse_mounts(read(MOUNTINFO))
+
+    def size(self, path: str) -> int:
+        """Bytes in a directory."""
+        _code, out, _err = self.module.run_command(["du", "-sbx", path])
+        first = out.split(maxsplit=1)[:1]
+        return int(first[0]) if first and first[0].isdigit() else 0
+
+    def remove_cache(self, path: str) -> None:
+        """Deletes a cache, links in it unfollowed, and what is remembered of it."""
+        folder, name = os.path.split(path)
+        doomed = path if name.startswith(_prune.DOOMED) else os.path.join(folder, f"{_prune.DOOMED}{name}")
+        # In one step: a cut-off deletion must not leave half a cache with a marker that calls it whole.
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+        note = self.own("staged", f"{name}.json")
+        if (parse(read(note)) or {}).get("path") == path:
+            os.unlink(note)
+
+    def caches(self) -> None:
+        """Removes caches that nobody uses."""
+        try:
+            entries = self.entries()
+        except FileNotFoundError:
+            # A host on which nothing was staged yet.
+            return
+        paths = {**self.paths, **{os.path.realpath(path): who for path, who in self.paths.items()}}
+        plan = _prune.plan_caches(
+            self.root, entries, {"names": self.names, "paths": paths}, self.mounts(), self.params["unknown"]
+        )
+        self.kept += plan["keep"]
+        for item in plan["remove"]:
+            removed = {**item, "bytes": self.size(item["path"])}
+            if not self.module.check_mode:
+                self.remove_cache(item["path"])
+            self.removed.append(removed)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def images(self) -> None:
+        """Removes images of this collection that nobody uses."""
+        noted = read(self.own("repositories"))
+        known = _prune.known_repositories(self.records, noted, self.params["images"])
+        found = self.inspected("image", "ls", "--quiet", "--no-trunc")
+        plan = _prune.plan_images(found, known, self.references, self.blind)
+        self.kept += plan["keep"]
+        for item in plan["remove"]:
+            references = item.pop("references")
+            if not self.module.check_mode:
+                code, out, err = self.module.run_command([str(self.docker), "image", "rm", *references])
+                # The last tag takes the digests of its repository along.
+                refused = [line for line in (err or out).splitlines() if line.strip() and "No such image" not in line]
+                if code and refused:
+                    self.kept.append({"path": item["path"], "reason": f"docker keeps it: {refused[0].strip()}"})
+                    continue
+            self.removed.append(item)
+
+    def prune(self) -> dict[str, Any]:
+        """All of it; who uses what is known before anything is removed."""
+        own = [self.own(name) for name in ("services", "previous", "staged")]
+        refusal = _prune.refusal(self.root, os.path.realpath(self.root), own)
+        if not refusal and not shutil.rmtree.avoids_symlink_attacks:
+            refusal = "this Python cannot delete directories without following links"
+        if refusal:
+            self.fail(f"{refusal}. Nothing was removed.", "set nim_cache_root to the directory that holds the caches")
+        self.remembered()
+        self.running()
+        self.caches()
+        self.images()
+        return self.result()
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "services": {"type": "list", "elements": "str", "required": True},
+            "caches": {"type": "list", "elements": "path", "default": []},
+            "images": {"type": "list", "elements": "str", "default": []},
+            "cache_root": {"type": "path", "default": "/var/lib/nim/cache"},
+            "unknown": {"type": "bool", "default": False},
+            "host_dir": {"type": "path", "default": "/var/lib/nim"},
+            "unit_dir": {"type": "path", "default": "/etc/systemd/system"},
+        },
+        supports_check_mode=True,
+    )
+    host = Host(module)
+    try:
+        result = host.prune()
+    except OSError as error:
+        host.fail(
+            f"{error.filename}: {error.strerror}, wanted to remove what no service uses.",
+            f"findmnt -T {error.filename}; ls -ld {error.filename}",
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

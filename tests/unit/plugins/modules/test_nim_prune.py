@@ -1,0 +1,307 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module on real directories; docker and systemctl are small scripts that answer from files and write down what they are told."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
+from ansible_collections.baremetal.nim.plugins.modules import nim_prune
+
+REPOSITORY = "nvcr.io/nim/meta/llama"
+OLD, NEW, LAST = (f"{REPOSITORY}@sha256:{digit * 64}" for digit in "abc")
+DOCKER = """\
+#!/bin/sh
+[ ! -e "$0.err" ] || { cat "$0.err" >&2; exit 1; }
+case "$1 $2" in
+  "ps --all") cat "$0.ps" 2>/dev/null ;;
+  "image ls") cat "$0.images" 2>/dev/null ;;
+  "container inspect") cat "$0.containers" ;;
+  "image inspect") cat "$0.inspected" ;;
+  "image rm")
+    echo "$@" >> "$0.removed"
+    [ ! -e "$0.refuses" ] || { cat "$0.refuses" >&2; exit 1; } ;;
+esac
+true
+"""
+SYSTEMCTL = """\
+#!/bin/sh
+[ ! -e "$0.err" ] || { cat "$0.err" >&2; exit 1; }
+cat "$0.units" 2>/dev/null || true
+"""
+
+
+def image(reference, number):
+    return {"Id": f"sha256:{number}", "RepoDigests": [reference], "RepoTags": [], "Size": 1000}
+
+
+class Host:
+    """A host with caches."""
+
+    def __init__(self, root):
+        self.root, self.cache = root, root / "cache"
+        self.cache.mkdir()
+        self.bin = root / "bin"
+        for name, body in (("docker", DOCKER), ("systemctl", SYSTEMCTL)):
+            self.write(f"bin/{name}", body).chmod(0o755)
+        self.write("mountinfo", "22 1 254:0 / / rw - ext4 /dev/vda rw\n")
+
+    def write(self, path, text):
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def staged(self, name, size=5000, marker=True):
+        """A cache."""
+        self.write(f"cache/{name}/ngc/weights", "w" * size)
+        if marker:
+            self.write(f"cache/{name}/{STAGED_MARKER}", json.dumps({"image_reference": OLD, "key": "k"}))
+
+    def record(self, name, reference, folder="services", **more):
+        record = json.dumps({"image_reference": reference, "image": f"{REPOSITORY}:1", **more})
+        self.write(f"nim/services/{name}.json" if folder == "services" else f"nim/previous/{name}/record", record)
+        if folder != "services":
+            self.write(f"nim/previous/{name}/unit", f"ExecStart=nim-run {reference}\n")
+
+    def images(self, *references):
+        self.write("bin/docker.images", "".join(f"sha256:{number}\n" for number in range(len(references))))
+        self.write("bin/docker.inspected", json.dumps([image(item, number) for number, item in enumerate(references)]))
+
+    def container(self, name, source, image_id="sha256:99"):
+        self.write("bin/docker.ps", "0123\n")
+        item = {"Name": f"/{name}", "Image": image_id, "Config": {"Image": "x"}, "Mounts": [{"Source": str(source)}]}
+        self.write("bin/docker.containers", json.dumps([item]))
+
+    def removed_images(self):
+        log = self.bin / "docker.removed"
+        return [line.split()[2:] for line in log.read_text().splitlines()] if log.exists() else []
+
+    def left(self):
+        return sorted(path.name for path in self.cache.iterdir())
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr(nim_prune, "MOUNTINFO", str(tmp_path / "mountinfo"))
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def call(host, capsys):
+    def run(check=False, **options):
+        args = {
+            "services": [],
+            "cache_root": str(host.cache),
+            "host_dir": str(host.root / "nim"),
+            "unit_dir": str(host.root / "units"),
+            **options,
+        }
+        with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+            nim_prune.main()
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def paths(items):
+    return [item["path"].rpartition("/")[2] for item in items]
+
+
+@pytest.fixture
+def full(host):
+    """One of everything."""
+    for name in ("wanted", "deployed", "unit", "kept", "running", "staging", "corrupt", "unused"):
+        host.staged(name)
+    host.staged("unknown", marker=False)
+    host.record("deployed", NEW)
+    host.record("kept", LAST, folder="previous")
+    host.write("units/nim-unit.service", "ExecStart=nim-run x\n")
+    host.write("bin/systemctl.units", "nim-stage-staging.service loaded active running download\n")
+    host.container("stranger", host.cache / "running")
+    host.write("nim/services/corrupt.json", '{"image": ')
+    (host.root / "elsewhere").mkdir()
+    (host.cache / "link").symlink_to(host.root / "elsewhere")
+    return host
+
+
+def test_only_what_is_proven_unused_goes(full, call):
+    result = call(services=["wanted"])
+    assert paths(result["removed"]) == ["unused"]
+    assert result["changed"] and result["freed_bytes"] == result["removed"][0]["bytes"] >= 5000
+    assert full.left() == ["corrupt", "deployed", "kept", "link", "running", "staging", "unit", "unknown", "wanted"]
+    reasons = {item["path"].rpartition("/")[2]: item["reason"] for item in result["kept"]}
+    assert reasons.pop("corrupt").endswith("corrupt.json cannot be read")
+    assert reasons == {
+        "wanted": "used: wanted",
+        "deployed": "used: deployed",
+        "unit": "used: unit nim-unit.service",
+        "kept": "used: kept for rollback",
+        "running": "used: container stranger",
+        "staging": "used: unit nim-stage-staging.service",
+        "unknown": "unknown: no marker of staged weights",
+        "link": "a symbolic link, which is not followed",
+    }
+    again = call(services=["wanted"])
+    assert (again["changed"], again["removed"], again["freed_bytes"]) == (False, [], 0)
+
+
+def test_check_mode_tells_and_keeps(full, call):
+    full.images(OLD)
+    (full.root / "nim/services/corrupt.json").unlink()
+    full.write("nim/repositories", f"{REPOSITORY}\n")
+    before = full.left()
+    result = call(check=True, services=["wanted", "corrupt"])
+    assert paths(result["removed"]) == ["unused", OLD.rpartition("/")[2]]
+    assert result["changed"] and result["summary"][0] == f"would free {(result['freed_bytes']) / 1000:.1f} kB"
+    assert full.left() == before and full.removed_images() == []
+
+
+def test_unknown_on_request(full, call):
+    assert paths(call(services=["wanted"], unknown=True)["removed"]) == ["unknown", "unused"]
+    assert (full.root / "elsewhere").is_dir()
+
+
+def test_links_in_a_cache_are_not_followed(host, call):
+    host.staged("unused")
+    precious = host.write("precious/weights", "w")
+    (host.cache / "unused/link").symlink_to(host.root / "precious")
+    assert paths(call()["removed"]) == ["unused"]
+    assert precious.exists() and host.left() == []
+
+
+def test_mount_point_below_is_left_alone(host, call):
+    host.staged("unused")
+    host.write(
+        "mountinfo", f"22 1 0:1 / / rw - ext4 x rw\n40 22 0:2 / {host.cache}/unused/ngc rw - nfs4 server:/x rw\n"
+    )
+    result = call()
+    assert result["removed"] == [] and host.left() == ["unused"]
+    assert result["kept"][0]["reason"] == f"nfs4 is mounted at {host.cache}/unused/ngc"
+
+
+def test_pipe_as_a_marker_is_none(host, call):
+    (host.cache / "trap").mkdir()
+    os.mkfifo(host.cache / "trap" / STAGED_MARKER)
+    assert call()["kept"][0]["reason"].startswith("unknown")
+
+
+def test_cut_off_deletion_is_finished(host, call):
+    host.staged(".pruned-unused", marker=False)
+    assert paths(call()["removed"]) == [".pruned-unused"]
+    assert host.left() == []
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_cache_whose_marker_the_host_keeps(host, call, read_only):
+    host.staged("squashed", marker=False)
+    text = json.dumps({"path": str(host.cache / "squashed"), "read_only": read_only, "image_reference": OLD})
+    note = host.write("nim/staged/squashed.json", text)
+    assert paths(call()["removed"]) == ([] if read_only else ["squashed"])
+    assert note.exists() is read_only
+
+
+def test_cache_of_another_name_that_a_service_was_given(host, call):
+    host.staged("shared")
+    assert call(services=["llama"], caches=[str(host.cache / "shared")])["removed"] == []
+    host.write("units/nim-llama.service", f"--volume {host.cache}/shared:/opt/nim/.cache:ro \\\n")
+    assert call()["removed"] == []
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_images(host, call):
+    host.images(OLD, NEW, LAST, "postgres@sha256:aa")
+    host.record("llama", NEW, history=[{"image_reference": OLD}])
+    host.record("llama", LAST, folder="previous")
+    result = call()
+    assert [item["path"] for item in result["removed"]] == [OLD]
+    assert host.removed_images() == [[OLD]]
+    assert [item["reason"] for item in result["kept"]] == [
+        "used: deployed of llama",
+        "used: kept for rollback of llama",
+    ]
+
+
+def test_image_of_a_removed_service_is_known_by_the_note(host, call):
+    host.images(OLD)
+    assert call()["removed"] == []
+    host.write("nim/repositories", f"{REPOSITORY}\n")
+    assert [item["path"] for item in call()["removed"]] == [OLD]
+
+
+def test_image_that_only_a_unit_names_stays(host, call):
+    host.images(OLD)
+    host.write("nim/repositories", f"{REPOSITORY}\n")
+    host.write("units/nim-llama.service", f"ExecStart=nim-run nim-llama 60 \\\n  {OLD}\n")
+    assert call()["removed"] == []
+
+
+@pytest.mark.parametrize("path", ["nim/services/x.json", "nim/previous/x/record"], ids=["record", "kept-copy"])
+def test_unreadable_record_keeps_all_images(host, call, path):
+    host.images(OLD)
+    host.write("nim/repositories", f"{REPOSITORY}\n")
+    host.write(path, "[]")
+    result = call()
+    assert result["removed"] == [] and "cannot be read" in result["kept"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"), [("Error: No such image: x", True), ("conflict: container 1 uses it", False)]
+)
+def test_docker_that_refuses(host, call, said, gone):
+    host.images(OLD)
+    host.write("nim/repositories", f"{REPOSITORY}\n")
+    host.write("bin/docker.refuses", f"{said}\n")
+    result = call()
+    assert bool(result["removed"]) is gone
+    assert gone or result["kept"] == [{"path": OLD, "reason": f"docker keeps it: {said}"}]
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["docker", "systemctl"])
+def test_who_does_not_answer_is_not_guessed(host, call, command):
+    host.staged("unused")
+    host.write(f"bin/{command}.err", "Cannot connect")
+    result = call()
+    assert result["failed"] and "Cannot connect" in result["msg"] and "Nothing was removed." in result["msg"]
+    assert host.left() == ["unused"]
+
+
+def test_root_behind_a_link_is_refused(host, call):
+    host.staged("unused")
+    (host.root / "alias").symlink_to(host.cache)
+    result = call(cache_root=str(host.root / "alias"))
+    assert result["failed"] and f"leads to {host.cache} by a symbolic link" in result["msg"]
+    assert host.left() == ["unused"]
+
+
+def test_root_that_holds_more_is_refused(call):
+    assert "holds /bin" in call(cache_root="/")["msg"]
+
+
+def test_host_without_caches(host, call):
+    result = call(cache_root=str(host.root / "none"))
+    assert (result["changed"], result["removed"], result["summary"]) == (False, [], ["freed 0 B"])
+
+
+def test_file_system_that_refuses(host, call, monkeypatch):
+    host.staged("unused")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(
+        nim_prune.shutil, "rmtree", type("", (), {"avoids_symlink_attacks": True, "__call__": staticmethod(refuse)})()
+    )
+    result = call()
+    assert result["failed"] and "Permission denied, wanted to remove" in result["msg"]
