@@ -335,7 +335,7 @@ class Stage:
         self.changed = False
         self.phase, self.detail, self.last_log = "directory", "", ""
         #: Size of the cache at the end of this slice.
-        self.seen = 0
+        self.reached = 0
         self.docker = "/usr/bin/docker"
         self.host_marker = os.path.join(module.params["host_dir"], "staged", f"{module.params['name']}.json")
 
@@ -680,7 +680,7 @@ class Stage:
             "last_log": self.last_log,
         }
         if waiting:
-            result["resume"] = {"elapsed": 0.0, "bytes": self.seen, "time": time.time()}
+            result["resume"] = {"elapsed": 0.0, "bytes": self.reached, "time": time.time()}
         if image:
             result["image_id"] = image["Id"]
             result["image_reference"] = _staging.image_reference(image, self.params["repository"])
@@ -700,10 +700,10 @@ class Stage:
     def progress(self) -> str:
         """How much is there, how fast it grows and when it is done, as far as that is known."""
         before = self.params["resume"] or {}
-        self.seen = self.size()
+        self.reached = self.size()
         since = time.time() - before["time"] if before.get("time") else 0.0
-        rate = (self.seen - before["bytes"]) / since if since > 0 else 0.0
-        return _staging.progress(self.seen, (self.params["source"] or {}).get("bytes") or 0, rate)
+        rate = (self.reached - before["bytes"]) / since if since > 0 else 0.0
+        return _staging.progress(self.reached, (self.params["source"] or {}).get("bytes") or 0, rate)
 
     def pulled(self) -> bool:
         """Pulls the image; False when out of time."""
