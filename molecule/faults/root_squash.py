@@ -31,6 +31,9 @@ class Squash(fuse.Operations):
         """Becomes the caller, then does what it asks for."""
         uid, gid, _pid = fuse.fuse_get_context()
         self.caller = (uid or NOBODY), (gid or NOBODY)
+        if op == "unlink" and ".fuse_hidden" in path:
+            # libfuse itself, done with a file that was removed while it was open.
+            self.caller = 0, 0
         for become in (self.libc.setfsuid, self.libc.setfsgid):
             become(0)
         self.libc.setfsgid(self.caller[1])
@@ -126,7 +129,6 @@ if __name__ == "__main__":
         foreground=True,
         nothreads=True,
         allow_other=True,
-        hard_remove=True,
         attr_timeout=0,
         entry_timeout=0,
     )
