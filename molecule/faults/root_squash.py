@@ -27,10 +27,13 @@ class Squash(fuse.Operations):
         self.libc = ctypes.CDLL(None)
         self.caller = NOBODY, NOBODY
 
-    def __call__(self, op, path, *args):  # type: ignore[no-untyped-def]
+    def __call__(self, op, path, *args):
         """Becomes the caller, then does what it asks for."""
         uid, gid, _pid = fuse.fuse_get_context()
         self.caller = (uid or NOBODY), (gid or NOBODY)
+        if op == "unlink" and ".fuse_hidden" in path:
+            # libfuse itself, done with a file that was removed while it was open.
+            self.caller = 0, 0
         for become in (self.libc.setfsuid, self.libc.setfsgid):
             become(0)
         self.libc.setfsgid(self.caller[1])
@@ -41,7 +44,7 @@ class Squash(fuse.Operations):
             raise fuse.FuseOSError(errno.EFAULT)
         return getattr(self, op)(*(self.root + item for item in paths if item is not None), *rest)
 
-    def access(self, path, mode):  # type: ignore[no-untyped-def]
+    def access(self, path, mode):
         """By the mode bits, for the caller."""
         facts = os.lstat(path)
         shift = 6 if facts.st_uid == self.caller[0] else 3 if facts.st_gid == self.caller[1] else 0
@@ -49,63 +52,63 @@ class Squash(fuse.Operations):
             raise fuse.FuseOSError(errno.EACCES)
         return 0
 
-    def getattr(self, path, _fh=None):  # type: ignore[no-untyped-def]
+    def getattr(self, path, _fh=None):
         """Facts of a file."""
         facts = os.lstat(path)
         keys = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_atime", "st_mtime", "st_ctime", "st_blocks")
         return {key: getattr(facts, key) for key in keys}
 
-    def readdir(self, path, _fh):  # type: ignore[no-untyped-def]
+    def readdir(self, path, _fh):
         """Names in a directory."""
         return [".", "..", *os.listdir(path)]
 
-    def statfs(self, path):  # type: ignore[no-untyped-def]
+    def statfs(self, path):
         """Space."""
         facts = os.statvfs(path)
         keys = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_frsize", "f_namemax")
         return {key: getattr(facts, key) for key in keys}
 
-    def open(self, path, flags):  # type: ignore[no-untyped-def]
+    def open(self, path, flags):
         """Opens a file."""
         return os.open(path, flags)
 
-    def create(self, path, mode, _fi=None):  # type: ignore[no-untyped-def]
+    def create(self, path, mode, _fi=None):
         """Makes a file."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode))
 
-    def read(self, _path, size, offset, handle):  # type: ignore[no-untyped-def]
+    def read(self, _path, size, offset, handle):
         """Reads."""
         return os.pread(handle, size, offset)
 
-    def write(self, _path, data, offset, handle):  # type: ignore[no-untyped-def]
+    def write(self, _path, data, offset, handle):
         """Writes."""
         return os.pwrite(handle, data, offset)
 
-    def truncate(self, path, length, handle=None):  # type: ignore[no-untyped-def]
+    def truncate(self, path, length, handle=None):
         """Cuts off."""
         return os.ftruncate(handle, length) if handle is not None else os.truncate(path, length)
 
-    def release(self, _path, handle):  # type: ignore[no-untyped-def]
+    def release(self, _path, handle):
         """Closes."""
         return os.close(handle)
 
-    def fsync(self, _path, _data, handle):  # type: ignore[no-untyped-def]
+    def fsync(self, _path, _data, handle):
         """Waits for the disk."""
         return os.fsync(handle)
 
-    def symlink(self, path, target):  # type: ignore[no-untyped-def]
+    def symlink(self, path, target):
         """Makes a symbolic link."""
         return os.symlink(target, path)
 
-    def link(self, path, source):  # type: ignore[no-untyped-def]
+    def link(self, path, source):
         """Makes a hard link."""
         return os.link(source, path)
 
-    def chown(self, path, uid, gid):  # type: ignore[no-untyped-def]
+    def chown(self, path, uid, gid):
         """Gives a file away."""
         return os.chown(path, uid, gid, follow_symlinks=False)
 
-    def utimens(self, path, times=None):  # type: ignore[no-untyped-def]
+    def utimens(self, path, times=None):
         """Sets times."""
         return os.utime(path, times)
 
@@ -126,7 +129,6 @@ if __name__ == "__main__":
         foreground=True,
         nothreads=True,
         allow_other=True,
-        hard_remove=True,
         attr_timeout=0,
         entry_timeout=0,
     )

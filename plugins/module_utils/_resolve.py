@@ -701,9 +701,9 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append(
                 "weights not staged" if not cache.get("staged") else "staged weights are of another image or profile"
             )
-        # A cache that is only read is somebody else's; one that root may not look at tells no owner.
-        told = cache and not service["cache_read_only"] and cache["uid"] is not None
-        if told and (cache["uid"], cache["gid"]) != (service["uid"], service["gid"]):
+        # A cache that is only read is somebody else's.
+        own = cache and not service["cache_read_only"]
+        if own and (cache["uid"], cache["gid"]) != (service["uid"], service["gid"]):
             reasons.append(f"cache belongs to {cache['uid']}:{cache['gid']}, wanted {service['uid']}:{service['gid']}")
         images = host.get("images") or {}
         staged = (cache.get("staged") or {}).get("image_reference")

@@ -582,9 +582,6 @@ class HostReader:
         marker = os.path.join(path, _host.STAGED_MARKER)
         try:
             stat = os.stat(path)
-        except PermissionError:
-            # Root may not look there (NFS root squash); the image's user could when this was staged.
-            return {"path": path, "uid": None, "gid": None, "mode": None, "staged": kept} if kept else None
         except OSError:
             return None
         return {

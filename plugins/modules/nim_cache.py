@@ -373,8 +373,6 @@ class Stage:
         """Creates a directory of the cache and gives it to the image's user."""
         uid, gid = self.params["uid"], self.params["gid"]
         try:
-            if self.refused():
-                return
             if not os.path.isdir(path):
                 self.changed = True
                 if self.module.check_mode:
@@ -403,13 +401,21 @@ class Stage:
                 command=f"findmnt -T {path}; ls -ldn {path}",
             )
 
-    def refused(self) -> bool:
-        """Whether root may not even look at the cache; the image's user may, or the write test will tell."""
+    def seen(self) -> None:
+        """Refuses a cache that root may not even look at: Docker, which is root, could not mount it."""
+        path = self.params["path"]
         try:
-            os.stat(self.params["path"])
-        except OSError as error:
-            return isinstance(error, PermissionError)
-        return False
+            os.stat(path)
+        except PermissionError:
+            self.fail(
+                f"root may not look at cache {path}, so Docker cannot give it to a container."
+                " On NFS with root_squash, the directories above it need mode 0755; on FUSE, mount it with allow_other.",
+                "staging_failed",
+                command=f"findmnt; namei -l {path}",
+            )
+        except OSError:
+            # Not there yet, or no directory: that is told later.
+            pass
 
     def as_user(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What WORK returns as the image's user; ``errno``, ``error`` and ``path`` of the OSError that it raised.
@@ -480,11 +486,7 @@ class Stage:
 
     def free_space(self) -> None:
         """Refuses a download that cannot fit."""
-        try:
-            disk = os.statvfs(self.params["path"])
-        except PermissionError:
-            # Root may not ask here; the write test has shown that there is some.
-            return
+        disk = os.statvfs(self.params["path"])
         free, wanted = disk.f_bavail * disk.f_frsize, self.params["cache_bytes"]
         if wanted and not os.path.exists(os.path.join(self.params["path"], STAGED_MARKER)):
             # What an interrupted download left is a part of this one.
@@ -758,6 +760,7 @@ class Stage:
         """The whole way, or as far as the time allows."""
         self.docker = self.module.get_bin_path("docker") or self.docker
         read_only = self.params["read_only"]
+        self.seen()
         for path in [] if read_only else self.directories():
             self.directory(path)
             if self.changed and self.module.check_mode:

@@ -977,12 +977,10 @@ def test_what_is_only_read_is_never_removed():
     assert resolve({**absent, "cache_read_only": True})[0]["remove_cache"] is False
 
 
-def test_owner_of_a_cache_that_is_only_read_or_not_shown_does_not_matter():
+def test_owner_of_a_cache_that_is_only_read_does_not_matter():
     only_read = resolve({**LLAMA, "cache_read_only": True})[0]
     now = {"cache.staged.key": only_read["stage_key"], "cache.uid": 0}
     assert reasons(service_changes([only_read], host_with(now)))["stage"] == []
-    unseen = {"cache.uid": None, "cache.gid": None, "cache.mode": None}
-    assert reasons(service_changes([SERVICE], host_with(unseen)))["stage"] == []
 
 
 def test_place_of_the_cache_restarts_but_does_not_stage_again():

@@ -918,6 +918,21 @@ def test_group_that_root_may_not_change_is_left(squashed, call):
     assert call(gid=4321)["changed"] is False
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_cache_that_root_may_not_look_at(lab, fail, monkeypatch, read_only):
+    look = os.stat
+
+    def refuse(path, *args, **options):
+        if path == str(lab.cache):
+            raise PermissionError(13, "Permission denied", path)
+        return look(path, *args, **options)
+
+    monkeypatch.setattr(nim_cache.os, "stat", refuse)
+    message = fail(read_only=read_only)["msg"]
+    assert f"root may not look at cache {lab.cache}, so Docker cannot give it to a container." in message
+    assert lab.commands() == []
+
+
 def test_marker_that_root_may_not_write_is_kept_by_the_host(lab, call, monkeypatch):
     replace = nim_cache.replace
 
