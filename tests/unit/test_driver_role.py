@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, play_role
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "plugins/filter"))
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "plugins/modules"))
@@ -30,13 +28,6 @@ COMES_BACK = [
     "start nvidia-dcgm.service",
     "restart nvidia-cdi-refresh.service",
 ]
-#: A host that no task can reach: whatever needs a remote call fails.
-AWAY = {
-    "ansible_connection": "ssh",
-    "ansible_host": "127.0.0.1",
-    "ansible_port": 1,
-    "ansible_ssh_common_args": "-F /dev/null",
-}
 
 
 @pytest.fixture
@@ -50,52 +41,27 @@ def play(tmp_path):
     """Runs tasks of the role with Red Hat's driver wanted; returns the exit status and what was told."""
 
     def run(preflight_host, tasks, *args, **variables):
-        task = {"name": "baremetal.nim.nvidia_driver", "tasks_from": tasks}
         kernel = {
             "proc_root": str(tmp_path / "proc"),
             "sys_root": str(tmp_path / "sys"),
             "state_file": str(tmp_path / "run/nim/driver-stopped.json"),
         }
-        book = [
-            {
-                "hosts": "all",
-                "gather_facts": False,
-                "module_defaults": {"baremetal.nim.nvidia_kernel_module": kernel},
-                "tasks": [{"ansible.builtin.include_role": task}],
-            }
-        ]
-        (tmp_path / "play.yml").write_text(json.dumps(book))
         given = {
             "preflight_host": preflight_host,
             **{f"nvidia_driver_{name}": value for name, value in states.RED_HATS.items()},
-            "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
+            **({} if "ansible_host" in variables else HERE),
             **variables,
         }
-        (tmp_path / "vars.json").write_text(json.dumps(given))
-        collections = next(
-            os.path.abspath(path)
-            for path in sys.path
-            if (pathlib.Path(path) / "ansible_collections/baremetal/nim").is_dir()
+        return play_role(
+            tmp_path,
+            "nvidia_driver",
+            given,
+            *args,
+            tasks=tasks,
+            programs=tmp_path / "bin",
+            environment={"LOG": str(tmp_path / "calls")},
+            play={"module_defaults": {"baremetal.nim.nvidia_kernel_module": kernel}},
         )
-        done = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", "-i", "gpu01,", "-e", f"@{tmp_path / 'vars.json'}", *args, str(tmp_path / "play.yml")],
-            env={
-                "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-                "HOME": str(tmp_path),
-                "LC_ALL": "C.UTF-8",
-                "LOG": str(tmp_path / "calls"),
-                "ANSIBLE_COLLECTIONS_PATH": collections,
-                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-                "ANSIBLE_INJECT_FACT_VARS": "false",
-            },
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
 
     return run
 

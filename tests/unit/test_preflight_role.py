@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import threading
 
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, play_role
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 #: As read on a server with one H200; systemd, memory and clock are of a server that runs services.
@@ -31,8 +29,6 @@ BARE = {
     "packages": {},
 }
 LLAMA = {"name": "llama", "image": "nvcr.io/nim/meta/llama-3.1-70b-instruct", "tag": "2.0.12"}
-#: A host that no task can reach: whatever needs a remote call fails.
-AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
 WARN = "TASK [baremetal.nim.preflight : verify | Warn]"
 
 
@@ -41,38 +37,13 @@ def play(tmp_path):
     """Verifies a host; returns the exit status and what was told."""
 
     def run(host, **variables):
-        task = {"name": "baremetal.nim.preflight", "tasks_from": "verify"}
-        book = [{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": task}]}]
-        (tmp_path / "play.yml").write_text(json.dumps(book))
-        # The clock of the host is the controller's.
         given = {"nvidia_driver_source": "preinstalled", "nim_services": [LLAMA], **AWAY, **variables}
-        (tmp_path / "vars.json").write_text(json.dumps(given))
-        (tmp_path / "host.yml").write_text(json.dumps({"recorded": host}))
-        clock = "preflight_host={{ recorded | combine({'time': now(utc=true).timestamp()}) }}"
-        collections = next(
-            os.path.abspath(path)
-            for path in sys.path
-            if (pathlib.Path(path) / "ansible_collections/baremetal/nim").is_dir()
+        # The clock of the host is the controller's.
+        clock = "{{ recorded | combine({'time': now(utc=true).timestamp()}) }}"
+        extra = [json.dumps({"recorded": host}), json.dumps({"preflight_host": clock})]
+        return play_role(
+            tmp_path, "preflight", given, *(word for text in extra for word in ("-e", text)), tasks="verify"
         )
-        files = [f"@{tmp_path / 'vars.json'}", f"@{tmp_path / 'host.yml'}", json.dumps(dict([clock.split("=", 1)]))]
-        command = [sys.executable, "-m", "ansible", "playbook", "-i", "gpu01,"]
-        done = subprocess.run(
-            [*command, *(word for text in files for word in ("-e", text)), str(tmp_path / "play.yml")],
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(tmp_path),
-                "LC_ALL": "C.UTF-8",
-                "ANSIBLE_COLLECTIONS_PATH": collections,
-                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-                "ANSIBLE_INJECT_FACT_VARS": "false",
-            },
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
 
     return run
 

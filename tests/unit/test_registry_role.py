@@ -8,19 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, play_role
 
 SECRET = "nvapi-AbC-123"
 AUTH = base64.b64encode(f"$oauthtoken:{SECRET}".encode()).decode()
 HELPER = '#!/bin/sh\ncat > "$STORE"\n'
-#: A host that no task can reach: whatever needs a remote call fails.
-AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
-HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 
 
 @pytest.fixture
@@ -34,35 +28,10 @@ def play(tmp_path):
 
     def run(engine, *args, **variables):
         given = {"preflight_host": {"engine": engine}, "__ngc_registry_config": str(config), **variables}
-        (tmp_path / "vars.json").write_text(json.dumps(given))
-        task = {"name": "baremetal.nim.ngc_registry"}
-        book = [{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": task}]}]
-        (tmp_path / "play.yml").write_text(json.dumps(book))
-        collections = next(
-            os.path.abspath(path)
-            for path in sys.path
-            if (pathlib.Path(path) / "ansible_collections/baremetal/nim").is_dir()
-        )
-        done = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", "-vvv", "-i", "gpu01,", "-e", "@vars.json", *args, "play.yml"],
-            env={
-                "PATH": f"{tmp_path}:{os.environ['PATH']}",
-                "HOME": str(tmp_path),
-                "LC_ALL": "C.UTF-8",
-                "STORE": str(tmp_path / "store"),
-                "ANSIBLE_COLLECTIONS_PATH": collections,
-                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-                "ANSIBLE_INJECT_FACT_VARS": "false",
-            },
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )  # fmt: skip
-        told = done.stdout + done.stderr
+        store = {"STORE": str(tmp_path / "store")}
+        code, told = play_role(tmp_path, "ngc_registry", given, "-vvv", *args, environment=store)
         assert SECRET not in told and AUTH not in told
-        return done.returncode, told, json.loads(config.read_text())
+        return code, told, json.loads(config.read_text())
 
     return run
 

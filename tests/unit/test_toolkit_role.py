@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, play_role
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "plugins/filter"))
 
@@ -38,42 +36,13 @@ def play(tmp_path):
         for name, text in (programs or {}).items():
             (tmp_path / name).write_text(text)
             (tmp_path / name).chmod(0o755)
-        task = {"name": "baremetal.nim.nvidia_container_toolkit", "tasks_from": tasks}
-        book = [{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": task}]}]
-        (tmp_path / "play.yml").write_text(json.dumps(book))
-        (tmp_path / "vars.json").write_text(json.dumps({"preflight_host": preflight_host, **variables}))
-        collections = next(
-            os.path.abspath(path)
-            for path in sys.path
-            if (pathlib.Path(path) / "ansible_collections/baremetal/nim").is_dir()
-        )
-        done = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", "-i", "gpu01,", "-e", f"@{tmp_path / 'vars.json'}", *args, str(tmp_path / "play.yml")],
-            env={
-                "PATH": f"{tmp_path}:{os.environ['PATH']}",
-                "HOME": str(tmp_path),
-                "LC_ALL": "C.UTF-8",
-                "LOG": str(tmp_path / "log"),
-                "CONFIG": str(tmp_path / "config.toml"),
-                "ANSIBLE_COLLECTIONS_PATH": collections,
-                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible"),
-                "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote"),
-                "ANSIBLE_INJECT_FACT_VARS": "false",
-            },
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )  # fmt: skip
+        given = {"preflight_host": preflight_host, **variables}
+        environment = {"LOG": str(tmp_path / "log"), "CONFIG": str(tmp_path / "config.toml")}
+        code, told = play_role(tmp_path, "nvidia_container_toolkit", given, *args, tasks=tasks, environment=environment)
         log = tmp_path / "log"
-        return done.returncode, done.stdout + done.stderr, log.read_text().splitlines() if log.exists() else []
+        return code, told, log.read_text().splitlines() if log.exists() else []
 
     return run
-
-
-#: A host that no task can reach: whatever needs a remote call fails.
-AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
-HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 
 
 def test_nothing_to_do_needs_no_remote_call(play):

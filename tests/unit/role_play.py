@@ -1,0 +1,73 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A play of one role's tasks without a host of a lab: this machine plays it, or nobody does."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: This machine is the host.
+HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+#: A host that no task can reach: whatever needs a remote call fails.
+AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
+
+
+def play_role(
+    folder: pathlib.Path,
+    role: str,
+    variables: Mapping[str, Any],
+    *args: str,
+    tasks: str = "main",
+    programs: pathlib.Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    play: Mapping[str, Any] | None = None,
+) -> tuple[int, str]:
+    """Runs tasks of a role on the host gpu01; returns the exit status of ansible-playbook and what it told.
+
+    folder: where everything is written, also the home directory. args: of ansible-playbook. programs: folder that comes first on
+    the PATH. environment: what is added to it. play: further keys of the play.
+    """
+    task = {"name": f"baremetal.nim.{role}", "tasks_from": tasks}
+    book = [{"hosts": "all", "gather_facts": False, **(play or {}), "tasks": [{"ansible.builtin.include_role": task}]}]
+    (folder / "play.yml").write_text(json.dumps(book))
+    (folder / "vars.json").write_text(json.dumps(dict(variables)))
+    collections = next(
+        os.path.abspath(path)
+        for path in sys.path
+        if (pathlib.Path(path) / "ansible_collections/baremetal/nim").is_dir()
+    )
+    command: Sequence[str] = [
+        sys.executable,
+        "-m",
+        "ansible",
+        "playbook",
+        "-i",
+        "gpu01,",
+        "-e",
+        f"@{folder / 'vars.json'}",
+    ]
+    done = subprocess.run(
+        [*command, *args, str(folder / "play.yml")],
+        env={
+            "PATH": f"{programs or folder}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "LC_ALL": "C.UTF-8",
+            "ANSIBLE_COLLECTIONS_PATH": collections,
+            "ANSIBLE_LOCAL_TEMP": str(folder / "ansible"),
+            "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
+            "ANSIBLE_INJECT_FACT_VARS": "false",
+            **(environment or {}),
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
