@@ -24,33 +24,14 @@ _SHARED = re.compile(r"nfs\d?|cifs|smb3|9p|virtiofs|ceph|lustre|gpfs|beegfs|weka
 _HOLDS = tuple(
     f"/{path}"
     for path in (
-        *(
-            "bin",
-            "boot",
-            "dev",
-            "etc",
-            "home",
-            "lib",
-            "media",
-            "mnt",
-            "opt",
-            "proc",
-            "root",
-            "run",
-            "sbin",
-            "srv",
-            "sys",
-        ),
-        *("tmp", "usr", "var/cache", "var/lib/containerd", "var/lib/docker", "var/log", "var/tmp"),
-    )
+        "bin boot dev etc home lib media mnt opt proc root run sbin srv sys tmp usr"
+        " var/cache var/lib/containerd var/lib/docker var/log var/tmp"
+    ).split()
 )
 #: ...and one that lies in one of these is not for caches at all.
 _WITHIN = tuple(
     f"/{path}"
-    for path in (
-        *("bin", "boot", "dev", "etc", "lib", "proc", "run", "sbin", "sys", "usr"),
-        *("var/lib/containerd", "var/lib/docker", "var/log"),
-    )
+    for path in "bin boot dev etc lib proc run sbin sys usr var/lib/containerd var/lib/docker var/log".split()
 )
 
 
