@@ -21,18 +21,14 @@ DOOMED = ".pruned-"
 #: Other hosts may use what lies on one of these.
 _SHARED = re.compile(r"nfs\d?|cifs|smb3|9p|virtiofs|ceph|lustre|gpfs|beegfs|wekafs|glusterfs|gfs2|ocfs2|fuse(\..+)?")
 #: A root that holds one of these holds more than caches...
-_HOLDS = tuple(
-    f"/{path}"
-    for path in (
-        "bin boot dev etc home lib media mnt opt proc root run sbin srv sys tmp usr"
-        " var/cache var/lib/containerd var/lib/docker var/log var/tmp"
-    ).split()
-)
+_HOLDS = (
+    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp",
+    "/usr", "/var/cache", "/var/lib/containerd", "/var/lib/docker", "/var/log", "/var/tmp",
+)  # fmt: skip
 #: ...and one that lies in one of these is not for caches at all.
-_WITHIN = tuple(
-    f"/{path}"
-    for path in "bin boot dev etc lib proc run sbin sys usr var/lib/containerd var/lib/docker var/log".split()
-)
+_WITHIN = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib/containerd", "/var/lib/docker", "/var/log",
+)  # fmt: skip
 
 
 def contains(outer: str, inner: str) -> bool:
