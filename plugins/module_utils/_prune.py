@@ -20,15 +20,12 @@ from ansible_collections.baremetal.nim.plugins.module_utils._staging import amou
 DOOMED = ".pruned-"
 #: Other hosts may use what lies on one of these.
 _SHARED = re.compile(r"nfs\d?|cifs|smb3|9p|virtiofs|ceph|lustre|gpfs|beegfs|wekafs|glusterfs|gfs2|ocfs2|fuse(\..+)?")
-#: A root that holds one of these holds more than caches...
-_HOLDS = (
-    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp",
-    "/usr", "/var/cache", "/var/lib/containerd", "/var/lib/docker", "/var/log", "/var/tmp",
-)  # fmt: skip
-#: ...and one that lies in one of these is not for caches at all.
-_WITHIN = (
-    "/bin", "/boot", "/dev", "/etc", "/lib", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/lib/containerd", "/var/lib/docker", "/var/log",
-)  # fmt: skip
+_SYSTEM = "bin boot dev etc lib proc run sbin sys usr var/lib/containerd var/lib/docker var/log"
+_PEOPLE = "home media mnt opt root srv tmp var/cache var/tmp"
+#: A root that lies in one of these is not for caches at all...
+_WITHIN = tuple(f"/{path}" for path in _SYSTEM.split())
+#: ...and one that holds any of these holds more than caches.
+_HOLDS = (*_WITHIN, *(f"/{path}" for path in _PEOPLE.split()))
 
 
 def contains(outer: str, inner: str) -> bool:
