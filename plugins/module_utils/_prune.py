@@ -25,7 +25,7 @@ _PEOPLE = "home media mnt opt root srv tmp var/cache var/tmp"
 #: A root that lies in one of these is not for caches at all...
 _WITHIN = tuple(f"/{path}" for path in _SYSTEM.split())
 #: ...and one that holds any of these holds more than caches.
-_HOLDS = (*_WITHIN, *(f"/{path}" for path in _PEOPLE.split()))
+_HOLDS = tuple(sorted((*_WITHIN, *(f"/{path}" for path in _PEOPLE.split()))))
 
 
 def contains(outer: str, inner: str) -> bool:
