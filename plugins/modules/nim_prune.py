@@ -215,12 +215,23 @@ class Host:
             self.unit(path, f"unit {unit}")
         for path in glob.glob(self.own("previous", "*", "")):
             # NAME.new is a copy that was not finished.
-            name = os.path.basename(path.rstrip("/")).partition(".")[0]
+            name, _dot, kind = os.path.basename(path.rstrip("/")).partition(".")
+            if kind == "before" and not self.upgrading(name):
+                continue
             self.record(name, os.path.join(path, "record"), "kept for rollback")
             self.unit(os.path.join(path, "unit"), f"kept for rollback of {name}")
         units = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "nim-pull-*", "nim-stage-*")
         for name, unit in _prune.staging(units).items():
             self.names.setdefault(name, unit)
+
+    def upgrading(self, name: str) -> bool:
+        """Whether an upgrade may still fail and need what was kept before the last copy: the copy is of what is deployed."""
+        paths = self.own("services", f"{name}.json"), self.own("previous", name, "record")
+        try:
+            deployed, copied = (json.loads(read(path))["config_hash"] for path in paths)
+        except (ValueError, KeyError, TypeError):
+            return True
+        return bool(deployed == copied)
 
     def inspected(self, *listing: str) -> list[dict[str, Any]]:
         """``docker inspect`` of what a listing names."""

@@ -230,6 +230,22 @@ def test_images(host, call):
     ]
 
 
+@pytest.mark.parametrize(
+    ("deployed", "copied", "kept"),
+    [
+        pytest.param({"config_hash": "b"}, {"config_hash": "a"}, False, id="the-upgrade-is-over"),
+        pytest.param({"config_hash": "a"}, {"config_hash": "a"}, True, id="the-upgrade-may-still-fail"),
+        pytest.param({}, {"config_hash": "a"}, True, id="nobody-knows"),
+    ],
+)
+def test_what_was_kept_before_the_last_copy_is_of_use_during_an_upgrade_only(host, call, deployed, copied, kept):
+    host.images(OLD, NEW, LAST)
+    host.record("llama", NEW, **deployed)
+    host.record("llama", LAST, folder="previous", **copied)
+    host.record("llama.before", OLD, folder="previous", config_hash="0")
+    assert (OLD not in [item["path"] for item in call()["removed"]]) is kept
+
+
 def test_image_of_a_removed_service_is_known_by_the_note(host, call):
     host.images(OLD)
     assert call()["removed"] == []
