@@ -80,8 +80,8 @@ def test_killed_while_the_host_is_prepared(at, delay):
 
 def test_killed_while_weights_download_the_next_run_attaches(host):
     # Slow enough that the kill meets a download under way.
-    slow = "sed -i 's/--port 80$/--port 80 --rate 400000/' /etc/systemd/system/lab-ngc.service"
-    fast = "sed -i 's/ --rate 400000//' /etc/systemd/system/lab-ngc.service"
+    slow = "sed -i 's/--port 80$/--port 80 --rate 200000/' /etc/systemd/system/lab-ngc.service"
+    fast = "sed -i 's/ --rate 200000//' /etc/systemd/system/lab-ngc.service"
     reload = "systemctl daemon-reload && systemctl restart lab-ngc"
     assert vendor().exec_run(["sh", "-c", f"{slow} && {reload}"]).exit_code == 0
     try:
