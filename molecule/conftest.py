@@ -46,7 +46,8 @@ def play_command(playbook: str, *args: str, extra: dict[str, Any] | None = None,
 
 def play_environment() -> dict[str, str]:
     """The environment of play(): the checkout's settings, not molecule's."""
-    drop = ("ANSIBLE_", "MOLECULE_")
+    # Whoever starts the tests may have told Python not to buffer; users' shells have not.
+    drop = ("ANSIBLE_", "MOLECULE_", "PYTHONUNBUFFERED")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
     return {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
 

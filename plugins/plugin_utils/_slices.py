@@ -166,7 +166,8 @@ class SlicedAction(ActionBase):
 
     def _show(self, line: str) -> None:
         if not self._task.no_log and boolean(self._task.args.get("progress", True), strict=False):
-            Display().display(line)
+            # Ansible flushes its standard output when the next task starts: in a pipe, as CI has one, that is when all is over.
+            Display().display(line, stderr=True)
 
     def _reconnect(self) -> None:
         """Forget the broken connection and what it knew of the host, which may have rebooted meanwhile."""

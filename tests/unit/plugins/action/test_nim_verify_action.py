@@ -45,7 +45,9 @@ def wait(monkeypatch):
     def run(*slices, endpoints=ENDPOINTS, **args):
         at, lines, sent, left = [1000.0], [], [], list(slices)
         monkeypatch.setattr(_slices, "time", SimpleNamespace(monotonic=lambda: at[0], sleep=lambda _s: None))
-        monkeypatch.setattr(_slices, "Display", lambda: SimpleNamespace(display=lines.append))
+        monkeypatch.setattr(
+            _slices, "Display", lambda: SimpleNamespace(display=lambda line, stderr: lines.append(line))
+        )
         task = Mock(args={"endpoints": endpoints, **args}, async_val=0, check_mode=False, no_log=False)
         connection = Mock()
         connection._shell.tmpdir = None
