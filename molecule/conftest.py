@@ -17,6 +17,7 @@ from typing import Any
 import docker
 import pytest
 import requests
+import testinfra
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/lab"))
@@ -117,6 +118,11 @@ def in_container(host: Any, command: str) -> str:
     return str(answer.stdout)
 
 
+def container_id(host: Any) -> str:
+    """The container of the service, and since when it runs."""
+    return str(host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama"))
+
+
 def served_key(host: Any) -> str:
     """The key in the environment of the service's server; empty when it has none."""
     pids = "$(docker top nim-llama -eo pid | tail -n +2)"
@@ -149,6 +155,16 @@ def vendor() -> Any:
 def machine(hostname: str) -> Any:
     """The container that is a host."""
     return docker.from_env().containers.get(f"{lab.PREFIX}-{NAME}-{hostname}")
+
+
+@pytest.fixture
+def hosts(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """All hosts of the lab under test, by name."""
+    option = request.config.option
+    found = testinfra.get_hosts(
+        option.hosts.split(","), connection=option.connection, ssh_config=option.ssh_config, sudo=option.sudo
+    )
+    return {host.backend.get_pytest_id().split("://")[1]: host for host in found}
 
 
 @pytest.fixture

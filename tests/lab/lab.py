@@ -386,6 +386,8 @@ class Lab:
                 f"Host {name} {name}.{self.name}\n  HostName 127.0.0.1\n  HostKeyAlias {name}\n  Port {ports[name]['22']}\n  User ops\n"
                 f'  IdentityFile "{self.state}/id_ed25519"\n  IdentitiesOnly yes\n'
                 f'  UserKnownHostsFile "{self.state}/known_hosts"\n  StrictHostKeyChecking yes\n'
+                # A host that goes down does not always say so.
+                "  ServerAliveInterval 15\n  ServerAliveCountMax 8\n"
             )
             known.append(f"{name} {(self.state / f'host_{name}.pub').read_text()}")
         (self.state / "ssh_config").write_text("\n".join(blocks))

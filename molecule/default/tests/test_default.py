@@ -14,24 +14,9 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import (
-    ask,
-    eventually,
-    in_container,
-    lab,
-    machine,
-    play,
-    served_key,
-    service,
-    vendor_call,
-    weight_requests,
-)
+from conftest import ask, container_id, eventually, in_container, machine, vendor_call, weight_requests
 
 pytestmark = pytest.mark.usefixtures("journal")
-
-
-def container_id(host):
-    return host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama")
 
 
 def test_unit_is_active_and_enabled(host):
@@ -132,92 +117,3 @@ def test_comes_back_after_a_reboot(host, name):
     eventually(lambda: ask(name), 90)
     assert weight_requests() == 0, "a reboot loads the weights from the cache"
     assert in_container(host, "nvidia-smi -L"), "the CDI specification came back after the reboot"
-
-
-def test_key_rotation_logs_in_anew_and_restarts_nothing(host, name):
-    before = container_id(host)
-    new = lab.LAB_KEY.replace("0123", "4567")
-    vendor_ = lab.Lab("molecule")
-    try:
-        vendor_.execute(vendor_.container(lab.VENDOR), "lab-keys", new)
-        run = play("services", limit=name, extra={"ngc_api_key": new})
-        assert run.returncode == 0, run.stdout
-        assert "changed=1 " in run.stdout, run.stdout
-        assert container_id(host) == before
-        again = play("services", limit=name, extra={"ngc_api_key": new})
-        assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
-    finally:
-        vendor_.execute(vendor_.container(lab.VENDOR), "lab-keys", lab.LAB_KEY)
-        play("services", limit=name)
-
-
-def test_key_is_found_nowhere(host, name):
-    """Stages and deploys anew under a watch on all processes and containers, as loud as Ansible can be.
-
-    On one host the service gets the key, on the other it does not.
-    """
-    serves_with_it = name == "gpu02"
-    watch = (
-        "import glob,subprocess,time\n"
-        "end=time.time()+90\n"
-        "seen=set()\n"
-        "while time.time()<end and not glob.glob('/run/watch-stop'):\n"
-        "  for p in glob.glob('/proc/[0-9]*/cmdline'):\n"
-        "    try: seen.add(open(p,'rb').read().replace(b'\\0',b' '))\n"
-        "    except OSError: pass\n"
-        "  ids=subprocess.run(['docker','ps','-aq'],capture_output=True,text=True).stdout.split()\n"
-        "  seen.add(subprocess.run(['docker','inspect',*ids],capture_output=True).stdout)\n"
-        "open('/run/watch-log','wb').write(b'\\n'.join(seen))\n"
-    )
-    host.check_output(
-        "rm -f /run/watch-stop /run/watch-log /var/lib/nim/cache/llama/.baremetal-nim.json /root/.docker/config.json"
-    )
-    machine(name).exec_run(["python3", "-c", f"open('/run/watch.py', 'w').write({watch!r})"])
-    host.check_output("systemd-run --quiet --collect --unit=watch python3 /run/watch.py")
-    changes = {"env": {"NIM_LOG_LEVEL": "INFO"}, "key_at_runtime": serves_with_it}
-    spec = {"nim_services": [service(name, gpus=[1 if name == "gpu02" else 0], **changes)]}
-    run = play("site", "-vvv", limit=name, extra=spec)
-    host.check_output("touch /run/watch-stop")
-    eventually(lambda: host.file("/run/watch-log").exists, 20)
-    assert run.returncode == 0, run.stdout[-4000:]
-    log = host.check_output("cat /run/watch-log")
-    assert "nim-stage-llama" in log, "the watch saw the staging container"
-    secret = lab.LAB_KEY
-    assert secret not in run.stdout, "the key is in Ansible's output"
-    assert secret not in log, "the key is in a process list or a container's configuration"
-    for command in (
-        "systemctl cat nim-llama; systemctl show nim-llama",
-        "journalctl --no-pager -o json",
-        "docker inspect nim-llama; docker image inspect $(docker images -q)",
-        "cat /etc/nim/*.env /var/lib/nim/services/*",
-        "docker logs nim-llama 2>&1",
-        "docker exec nim-llama env",
-    ):
-        assert secret not in host.check_output(command), command
-    assert host.run("ls /run/nim/*.key").rc != 0, "the key's file was left behind"
-    found = host.run("grep -rlF nvapi- /etc /run/nim /var/lib/nim /tmp /root").stdout.split()
-    assert served_key(host) == (secret if serves_with_it else "")
-    assert sorted(found) == (["/etc/nim/llama.key", "/run/nim/llama/ngc_api_key"] if serves_with_it else [])
-    for path in found:
-        assert host.file(path).user == "root"
-        assert host.check_output(f"stat -c %a {pathlib.Path(path).parent}") == "700"
-    play("site", limit=name)
-
-
-def test_absent_removes_the_service_and_keeps_the_cache(host, name):
-    run = play("services", limit=name, extra={"nim_services": [{"name": "llama", "state": "absent"}]})
-    assert run.returncode == 0, run.stdout
-    assert not host.file("/etc/systemd/system/nim-llama.service").exists
-    assert not host.file("/etc/nim/llama.env").exists and not host.file("/etc/nim/llama.key").exists
-    assert host.run("docker inspect nim-llama").rc == 1
-    assert host.file("/var/lib/nim/cache/llama/.baremetal-nim.json").exists
-    again = play("services", limit=name, extra={"nim_services": [{"name": "llama", "state": "absent"}]})
-    assert "changed=0 " in again.stdout, again.stdout
-    vendor_call("DELETE")
-    back = play("services", limit=name)
-    assert back.returncode == 0, back.stdout
-    assert weight_requests() == 0, "what was staged is used again"
-    assert ask(name)
-    gone = play("remove", limit=name, extra={"nim_remove_cache": True})
-    assert gone.returncode == 0, gone.stdout
-    assert not host.file("/var/lib/nim/cache/llama").exists

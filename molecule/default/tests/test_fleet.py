@@ -1,7 +1,7 @@
 # Copyright: Contributors to the baremetal.nim collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What happens to one host because of another. Runs after the tests of each host, which remove their services."""
+"""What plays do to both hosts at once. Runs after the tests of each host; the tests go on from each other, in this order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import MODEL, ask, lab, machine, play, vendor_call
+from conftest import (
+    MODEL,
+    ask,
+    container_id,
+    eventually,
+    lab,
+    machine,
+    play,
+    served_key,
+    service,
+    vendor_call,
+    weight_requests,
+)
 
 #: The same service on both hosts.
 SAME = {
@@ -23,15 +35,25 @@ SAME = {
     "port": 8000,
     "ulimits": ["stack=67108864"],
 }
-HOSTS = ("gpu01", "gpu02")
 CACHE = "/var/lib/nim/cache/llama"
-
-
-def running(name):
-    """The container of a host's service, and since when it runs."""
-    answer = machine(name).exec_run(["docker", "inspect", "--format", "{{.Id}} {{.State.StartedAt}}", "nim-llama"])
-    assert answer.exit_code == 0, answer
-    return answer.output
+#: Writes down every process and every container's configuration that it sees.
+WATCH = """
+import glob, subprocess, time
+end, inspected = time.time() + 120, 0
+seen = set()
+while time.time() < end and not glob.glob("/run/watch-stop"):
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            seen.add(open(path, "rb").read().replace(b"\\0", b" "))
+        except OSError:
+            pass
+    if time.time() - inspected > 0.5:
+        ids = subprocess.run(["docker", "ps", "-aq"], capture_output=True, text=True).stdout.split()
+        seen.add(subprocess.run(["docker", "inspect", *ids], capture_output=True).stdout)
+        inspected = time.time()
+    time.sleep(0.005)
+open("/run/watch-log", "wb").write(b"\\n".join(seen))
+"""
 
 
 def downloads():
@@ -40,55 +62,134 @@ def downloads():
     return sum(item["count"] for item in asked if item["path"].endswith("model.safetensors"))
 
 
-def command(name, *argv):
-    """Runs a command on a host; returns its exit status and what it said."""
-    answer = machine(name).exec_run(list(argv))
-    return answer.exit_code, answer.output.decode()
-
-
-def deploy_to_both(**extra):
+def deploy_to_both(hosts, **extra):
     """The same service on both hosts, which have no weights."""
-    for name in HOSTS:
-        assert command(name, "rm", "-rf", CACHE)[0] == 0
+    for host in hosts.values():
+        host.check_output(f"rm -rf {CACHE}")
     vendor_call("DELETE")
     run = play("services", extra={"nim_services": [SAME], "model_cache_share": True, **extra})
     assert run.returncode == 0, run.stdout
-    assert all(ask(name) for name in HOSTS)
+    assert all(ask(name) for name in hosts)
     return run
 
 
-def test_one_download_serves_the_fleet():
-    deploy_to_both()
+def test_key_rotation_logs_in_anew_and_restarts_nothing(hosts):
+    before = [container_id(host) for host in hosts.values()]
+    new = lab.LAB_KEY.replace("0123", "4567")
+    vendor = lab.Lab("molecule")
+    try:
+        vendor.execute(vendor.container(lab.VENDOR), "lab-keys", new)
+        run = play("services", extra={"ngc_api_key": new})
+        assert run.returncode == 0 and run.stdout.count("changed=1 ") == 2, run.stdout
+        assert [container_id(host) for host in hosts.values()] == before
+        again = play("services", extra={"ngc_api_key": new})
+        assert again.returncode == 0 and again.stdout.count("changed=0 ") == 2, again.stdout
+    finally:
+        vendor.execute(vendor.container(lab.VENDOR), "lab-keys", lab.LAB_KEY)
+        play("services")
+
+
+def test_key_is_found_nowhere(hosts):
+    """Stages and deploys anew under a watch on all processes and containers, as loud as Ansible can be.
+
+    On one host the service gets the key, on the other it does not.
+    """
+    for name, host in hosts.items():
+        lost = f"{CACHE}/.baremetal-nim.json /root/.docker/config.json"
+        host.check_output(f"rm -f /run/watch-stop /run/watch-log {lost}")
+        machine(name).exec_run(["python3", "-c", f"open('/run/watch.py', 'w').write({WATCH!r})"])
+        host.check_output("systemd-run --quiet --collect --unit=watch python3 /run/watch.py")
+    changes = {"env": {"NIM_LOG_LEVEL": "INFO"}}
+    specs = {
+        "gpu01": [service("gpu01", **changes)],
+        "gpu02": [service("gpu02", gpus=[1], key_at_runtime=True, **changes)],
+    }
+    run = play("site", "-vvv", extra={"specs": specs, "nim_services": "{{ specs[inventory_hostname] }}"})
+    for host in hosts.values():
+        host.check_output("touch /run/watch-stop")
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert lab.LAB_KEY not in run.stdout, "the key is in Ansible's output"
+    for name, host in hosts.items():
+        eventually(lambda host=host: host.file("/run/watch-log").exists, 20)
+        has_no_key(host, serves_with_it=name == "gpu02")
+    play("site")
+
+
+def has_no_key(host, serves_with_it):
+    """The key was seen nowhere on a host but where it has to be."""
+    secret, log = lab.LAB_KEY, host.check_output("cat /run/watch-log")
+    assert "nim-stage-llama" in log, "the watch saw the staging container"
+    assert secret not in log, "the key is in a process list or a container's configuration"
+    for command in (
+        "systemctl cat nim-llama; systemctl show nim-llama",
+        "journalctl --no-pager -o json",
+        "docker inspect nim-llama; docker image inspect $(docker images -q)",
+        "cat /etc/nim/*.env /var/lib/nim/services/*",
+        "docker logs nim-llama 2>&1",
+        "docker exec nim-llama env",
+    ):
+        assert secret not in host.check_output(command), command
+    assert host.run("ls /run/nim/*.key").rc != 0, "the key's file was left behind"
+    found = host.run("grep -rlF nvapi- /etc /run/nim /var/lib/nim /tmp /root").stdout.split()
+    assert served_key(host) == (secret if serves_with_it else "")
+    assert sorted(found) == (["/etc/nim/llama.key", "/run/nim/llama/ngc_api_key"] if serves_with_it else [])
+    for path in found:
+        assert host.file(path).user == "root"
+        assert host.check_output(f"stat -c %a {pathlib.Path(path).parent}") == "700"
+
+
+def test_absent_removes_the_service_and_keeps_the_cache(hosts):
+    absent = {"nim_services": [{"name": "llama", "state": "absent"}]}
+    run = play("services", extra=absent)
+    assert run.returncode == 0, run.stdout
+    for host in hosts.values():
+        assert not host.file("/etc/systemd/system/nim-llama.service").exists
+        assert not host.file("/etc/nim/llama.env").exists and not host.file("/etc/nim/llama.key").exists
+        assert host.run("docker inspect nim-llama").rc == 1
+        assert host.file(f"{CACHE}/.baremetal-nim.json").exists
+    again = play("services", extra=absent)
+    assert again.stdout.count("changed=0 ") == 2, again.stdout
+    vendor_call("DELETE")
+    back = play("services")
+    assert back.returncode == 0, back.stdout
+    assert weight_requests() == 0, "what was staged is used again"
+    assert all(ask(name) for name in hosts)
+    gone = play("remove", extra={"nim_remove_cache": True})
+    assert gone.returncode == 0, gone.stdout
+    assert not any(host.file(CACHE).exists for host in hosts.values())
+
+
+def test_one_download_serves_the_fleet(hosts):
+    deploy_to_both(hosts)
     assert downloads() == 1
     sums = {
-        command(name, "sh", "-c", f"cd {CACHE}/ngc && find . -type f -exec sha256sum {{}} + | sort")[1]
-        for name in HOSTS
+        host.check_output(f"cd {CACHE}/ngc && find . -type f -exec sha256sum {{}} + | sort") for host in hosts.values()
     }
     assert len(sums) == 1 and "blobs" in sums.pop(), "what was copied is what was downloaded"
-    for name in HOSTS:
-        assert command(name, "systemctl", "is-active", "nim-share")[1].strip() == "inactive"
-        assert command(name, "sh", "-c", "ls /run/nim/share.* /run/nim/*.key")[0] != 0, "a password was left behind"
+    for host in hosts.values():
+        assert not host.service("nim-share").is_running
+        assert host.run("ls /run/nim/share.* /run/nim/*.key").rc != 0, "a password was left behind"
     again = play("services", extra={"nim_services": [SAME], "model_cache_share": True})
     assert again.stdout.count("changed=0 ") == 2, again.stdout
 
 
-def test_a_host_whose_source_fails_downloads_by_itself():
-    for name in HOSTS:
-        assert command(name, "mv", "/usr/bin/rsync", "/usr/bin/rsync.away")[0] == 0
+def test_a_host_whose_source_fails_downloads_by_itself(hosts):
+    for host in hosts.values():
+        host.check_output("mv /usr/bin/rsync /usr/bin/rsync.away")
     try:
-        run = deploy_to_both()
+        run = deploy_to_both(hosts)
     finally:
-        for name in HOSTS:
-            command(name, "mv", "/usr/bin/rsync.away", "/usr/bin/rsync")
+        for host in hosts.values():
+            host.run("mv /usr/bin/rsync.away /usr/bin/rsync")
     assert downloads() == 2 and "llama is downloaded: gpu0" in run.stdout, run.stdout
 
 
-def test_upgrade_touches_no_host_after_one_that_rolled_back():
-    before = running("gpu02")
+def test_upgrade_touches_no_host_after_one_that_rolled_back(hosts):
+    before = container_id(hosts["gpu02"])
     spec = {**SAME, "tag": "1.8.6", "env": {"NIM_LAB_FAULT": "crash_at_start"}, "start_timeout": 20}
     run = play("upgrade", extra={"nim_services": [spec]})
     assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout
     switched = run.stdout.partition("PLAY [Upgrade]")[2].partition("PLAY RECAP")[0]
     assert "[gpu01]" in switched and "[gpu02]" not in switched, run.stdout
-    assert running("gpu02") == before
+    assert container_id(hosts["gpu02"]) == before
     assert ask("gpu01") and ask("gpu02")
