@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,23 @@ def play_command(playbook: str, *args: str, extra: dict[str, Any] | None = None,
     command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(ROOT / "inventories/lab"), name]
     command += ["-e", json.dumps({"lab_name": NAME, **(extra or {})})]
     return [*command, *(["--limit", limit] if limit else []), *args]
+
+
+def play_and_kill(playbook: str, at: str, delay: float, extra: dict[str, Any], limit: str) -> str:
+    """Starts a playbook and kills it (SIGKILL, the whole group) DELAY seconds after a line with AT; what it had printed."""
+    process = subprocess.Popen(play_command(playbook, extra=extra, limit=limit), cwd=ROOT, env=play_environment(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    seen = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen.append(line)
+        if at in line:
+            time.sleep(delay)
+            break
+    assert process.poll() is None, "the play ended before it could be killed:\n" + "".join(seen)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return "".join(seen)
 
 
 def play_environment() -> dict[str, str]:

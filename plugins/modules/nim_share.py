@@ -136,7 +136,10 @@ class Share:
     def stop(self) -> bool:
         """Stops the daemon and removes what it read; whether there was something."""
         state = self.module.run_command(["systemctl", "is-active", UNIT])[1].strip()
-        self.module.run_command(["systemctl", "stop", UNIT])
+        code, _out, err = self.module.run_command(["systemctl", "stop", UNIT])
+        if code and "not loaded" not in err:
+            # It has a password of its own, and a last hour.
+            self.module.warn(f"{UNIT} goes on until its time is over: {err.strip()}")
         left = [path for path in self.files.values() if os.path.exists(path)]
         for path in left:
             os.unlink(path)

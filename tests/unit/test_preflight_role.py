@@ -8,10 +8,10 @@ from __future__ import annotations
 import http.server
 import json
 import pathlib
-import threading
 
 import pytest
 from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, play_role
+from ansible_collections.baremetal.nim.tests.unit.serving import serving
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 #: As read on a server with one H200; systemd, memory and clock are of a server that runs services.
@@ -64,12 +64,8 @@ def catalogue():
         def log_message(self, format, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}/v2/nim/metadata"
-        server.shutdown()
-        thread.join()
 
 
 def test_fit_host_is_told_without_warnings_or_remote_calls(play):

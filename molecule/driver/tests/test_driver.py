@@ -5,19 +5,15 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, in_container, machine, play, play_command, play_environment
+from conftest import ask, eventually, in_container, machine, play, play_and_kill
 
 pytestmark = pytest.mark.usefixtures("journal")
 
@@ -221,18 +217,7 @@ def test_full_disk_during_the_installation(host):
 )
 def test_killed_and_run_again(host, at, delay):
     branch = "595" if loaded(host).startswith("580") else "580"
-    extra = {"nvidia_driver_branch": branch}
-    process = subprocess.Popen(
-        play_command("site", limit=HOST, extra=extra), cwd=ROOT, env=play_environment(), text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    for line in process.stdout:
-        if at in line:
-            time.sleep(delay)
-            break
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    play_and_kill("site", at, delay, extra={"nvidia_driver_branch": branch}, limit=HOST)
     # What the killed play had asked of the host may still be under way there.
     eventually(lambda: host.run("pgrep -x 'dpkg|apt-get'").rc == 1)
     host.run("dpkg --configure -a")

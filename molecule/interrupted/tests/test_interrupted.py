@@ -5,26 +5,20 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from conftest import (
-    ROOT,
     ask,
     eventually,
     lab,
     machine,
     play,
-    play_command,
-    play_environment,
+    play_and_kill,
     service,
     vendor,
     vendor_call,
@@ -34,23 +28,9 @@ from conftest import (
 HOST = "gpu01"
 
 
-def play_and_kill(at: str, delay: float, **changes) -> str:
-    """Starts site.yml and kills it (SIGKILL, the whole group) DELAY seconds after a line with AT was printed."""
-    extra = {"nim_services": [service(HOST, **changes)]}
-    process = subprocess.Popen(
-        play_command("site", limit=HOST, extra=extra), cwd=ROOT, env=play_environment(), text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if at in line:
-            time.sleep(delay)
-            break
-    assert process.poll() is None, "the play ended before it could be killed:\n" + "".join(seen)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return "".join(seen)
+def site_and_kill(at: str, delay: float, **changes) -> str:
+    """Kills site.yml that deploys the service of the host, changed."""
+    return play_and_kill("site", at, delay, extra={"nim_services": [service(HOST, **changes)]}, limit=HOST)
 
 
 def converges(**changes) -> str:
@@ -75,7 +55,7 @@ def converges(**changes) -> str:
     ],
 )
 def test_killed_while_the_host_is_prepared(at, delay):
-    play_and_kill(at, delay)
+    site_and_kill(at, delay)
 
 
 def test_killed_while_weights_download_the_next_run_attaches(host):
@@ -86,10 +66,9 @@ def test_killed_while_weights_download_the_next_run_attaches(host):
     assert vendor().exec_run(["sh", "-c", f"{slow} && {reload}"]).exit_code == 0
     try:
         eventually(lambda: vendor_call("GET"))
-        seen = play_and_kill("staging llama weights", 1)
+        seen = site_and_kill("staging llama weights", 1)
         assert "Stage image and weights" in seen
-        # The download outlives the play; the module on the host, which starts it, may outlive it by a moment too.
-        eventually(lambda: host.service("nim-stage-llama").is_running, 15)
+        assert host.service("nim-stage-llama").is_running, "the download outlives the play"
         started = host.check_output("systemctl show -p InvocationID --value nim-stage-llama")
         run = play("site", limit=HOST, extra={"nim_services": [service(HOST)]})
         assert run.returncode == 0, run.stdout
@@ -117,7 +96,7 @@ def test_killed_while_a_change_is_deployed(host, at, delay):
     changes = {
         "env": {"NIM_LOG_LEVEL": "INFO", "NIM_LAB_LOAD_SECONDS": "4", "LAB_TEST": at.replace(" ", "-").replace("|", "")}
     }
-    play_and_kill(at, delay, **changes)
+    site_and_kill(at, delay, **changes)
     vendor_call("DELETE")
     converges(**changes)
     assert f"LAB_TEST={changes['env']['LAB_TEST']}" in host.check_output("docker exec nim-llama env"), (
@@ -128,7 +107,7 @@ def test_killed_while_a_change_is_deployed(host, at, delay):
 
 def test_host_that_reboots_during_a_play(host):
     changes = {"env": {"LAB_TEST": "reboot"}}
-    play_and_kill("service | Write the unit of llama", 0.5, **changes)
+    site_and_kill("service | Write the unit of llama", 0.5, **changes)
     machine(HOST).restart(timeout=60)
     eventually(lambda: host.run("true").rc == 0)
     converges(**changes)

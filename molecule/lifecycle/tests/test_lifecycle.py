@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, lab, play, play_command, play_environment, served_key, service
+from conftest import ask, eventually, lab, play, play_and_kill, served_key, service
 
 pytestmark = pytest.mark.usefixtures("journal")
 
@@ -145,15 +142,7 @@ def test_registry_that_is_down_matters_to_nobody_who_has_the_image(host):
 
 def test_play_killed_in_the_middle_of_an_upgrade_heals(host):
     """Killed while the new version starts: the next run finishes, and its failure could still go back."""
-    process = subprocess.Popen(
-        play_command("services", limit=HOST, extra={"nim_services": [service(HOST, tag=OLD)]}),
-        cwd=ROOT, env=play_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if "service | Prove" in line:
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    play_and_kill("services", "service | Prove", 0, extra={"nim_services": [service(HOST, tag=OLD)]}, limit=HOST)
     run = deploy(tag=OLD, env={"NIM_LAB_FAULT": "crash_at_start"}, start_timeout=20)
     assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout
     assert tag(host) == NEW and ask(HOST)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.serving import serving
 
 from nim_lab import KEY  # isort: skip  # Puts the stand-in on sys.path.
 
@@ -33,13 +33,8 @@ def server(weights: Path, tmp_path: Path) -> Iterator[ngc_server.Weights]:
     """A running weights server that knows KEY."""
     keys = tmp_path / "keys"
     keys.write_text(f"{KEY}\nforbidden:{KEY}-no-rights\n", encoding="utf-8")
-    running = ngc_server.Weights(("127.0.0.1", 0), weights, keys, tmp_path / "log")
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(ngc_server.Weights(("127.0.0.1", 0), weights, keys, tmp_path / "log")) as running:
+        yield running
 
 
 @pytest.fixture

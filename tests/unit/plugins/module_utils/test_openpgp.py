@@ -13,20 +13,10 @@ import tempfile
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils._openpgp import dearmor, fingerprints
+from ansible_collections.baremetal.nim.tests.unit.openpgp_keys import FINGERPRINT as ED25519_FINGERPRINT
+from ansible_collections.baremetal.nim.tests.unit.openpgp_keys import KEY as ED25519
 
 # Made by gpg 2.2 for these tests; nobody has their secret halves.
-ED25519 = b"""\
------BEGIN PGP PUBLIC KEY BLOCK-----
-
-mDMEawP7fBYJKwYBBAHaRw8BAQdAemnX7S8D6kZF3KWnR06racYtELbAFPXreq+K
-MIFNDuy0JkV4YW1wbGUgZWQyNTUxOSA8cGFja2FnZXNAZXhhbXBsZS5jb20+iJAE
-ExYIADgWIQQrIcoZTjseKSI2LW2kfsfv85Tg0QUCawP7fAIbAwULCQgHAgYVCgkI
-CwIEFgIDAQIeAQIXgAAKCRCkfsfv85Tg0cSvAQCQm/Jp1FQBldFutcd7aES4HOAa
-BsLYZS8I6qaDyeAeUwD+KhJEBQ7IntPN5ZuAk2mqOB4k35496ckEqwTmiMoUlgI=
-=dD1/
------END PGP PUBLIC KEY BLOCK-----
-"""
-ED25519_FINGERPRINT = "2B21CA194E3B1E2922362D6DA47EC7EFF394E0D1"
 RSA = b"""\
 -----BEGIN PGP PUBLIC KEY BLOCK-----
 

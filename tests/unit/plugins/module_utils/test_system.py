@@ -10,20 +10,10 @@ import platform
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _survey, _system
+from ansible_collections.baremetal.nim.tests.unit.openpgp_keys import FINGERPRINT
+from ansible_collections.baremetal.nim.tests.unit.openpgp_keys import KEY as KEY_BYTES
 
-# Made by gpg 2.2 for these tests; nobody has its secret half.
-KEY = """\
------BEGIN PGP PUBLIC KEY BLOCK-----
-
-mDMEawP7fBYJKwYBBAHaRw8BAQdAemnX7S8D6kZF3KWnR06racYtELbAFPXreq+K
-MIFNDuy0JkV4YW1wbGUgZWQyNTUxOSA8cGFja2FnZXNAZXhhbXBsZS5jb20+iJAE
-ExYIADgWIQQrIcoZTjseKSI2LW2kfsfv85Tg0QUCawP7fAIbAwULCQgHAgYVCgkI
-CwIEFgIDAQIeAQIXgAAKCRCkfsfv85Tg0cSvAQCQm/Jp1FQBldFutcd7aES4HOAa
-BsLYZS8I6qaDyeAeUwD+KhJEBQ7IntPN5ZuAk2mqOB4k35496ckEqwTmiMoUlgI=
-=dD1/
------END PGP PUBLIC KEY BLOCK-----
-"""
-FINGERPRINT = "2B21CA194E3B1E2922362D6DA47EC7EFF394E0D1"
+KEY = KEY_BYTES.decode()
 CUDA = "https://developer.download.nvidia.com/compute/cuda/repos"
 ROOTS = ("proc", "sys", "etc", "lib/modules", "usr/src", "usr/share", "boot", "run", "var")
 

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.modules import docker_daemon_config
+
+pytestmark = pytest.mark.usefixtures("strict_umask")
 
 OURS = {"live-restore": True, "features": {"cdi": True}}
 THEIRS = '{\n    "dns": ["10.213.77.10"],\n    "features": {"buildkit": true},\n    "log-driver": "journald"\n}\n'
@@ -23,14 +24,6 @@ printf '%s\\n' "$@" > "$0.asked"
 [ ! -e "$0.refuses" ] || { echo "unable to configure the Docker daemon with file $3: unknown option" >&2; exit 1; }
 echo "configuration OK"
 """
-
-
-@pytest.fixture(autouse=True)
-def umask():
-    """The strictest that hardened hosts have."""
-    before = os.umask(0o077)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

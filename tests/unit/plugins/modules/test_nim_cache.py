@@ -18,6 +18,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_cache
 
+pytestmark = pytest.mark.usefixtures("strict_umask")
+
 KEY = "nvapi-9J3k2LmNoPqRsTuVwXyZ"
 REPOSITORY = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
 IMAGE = f"{REPOSITORY}:1.8.6"
@@ -148,14 +150,6 @@ class Lab:
             for word in command
             if word.startswith("--unit=")
         ]
-
-
-@pytest.fixture(autouse=True)
-def umask():
-    """The strictest that hardened hosts have."""
-    before = os.umask(0o077)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import resolve_services
 from ansible_collections.baremetal.nim.plugins.modules import nim_requirements
+from ansible_collections.baremetal.nim.tests.unit.serving import serving
 
 PROFILE = {
     "profile_id": "4f904d571fe60ff24695b5ee2aa42da5",
@@ -77,14 +78,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.release()
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Server()) as running:
+        yield running
+        running.release()
 
 
 @pytest.fixture

@@ -104,6 +104,20 @@ def test_serves_what_is_staged_until_told_otherwise(lab, call, port):
     assert call(state="absent")["changed"] is False
 
 
+@pytest.mark.parametrize(
+    ("said", "warned"),
+    [
+        ("Failed to stop nim-share.service: Unit nim-share.service not loaded.", False),
+        ("Failed to stop nim-share.service: Connection timed out", True),
+    ],
+)
+def test_a_daemon_that_does_not_end_is_told(lab, call, said, warned):
+    (lab / "bin/systemctl").write_text(f'#!/bin/sh\n[ "$1" = is-active ] || {{ echo "{said}" >&2; exit 5; }}\n')
+    result = call(state="absent")
+    assert result["changed"] is False
+    assert [said in str(warning) for warning in result.get("warnings", [])] == [True] * warned, result
+
+
 def test_an_earlier_daemon_makes_way(lab, call, port):
     call()
     (lab / "cache/ngc/blob").write_text("newer weights")

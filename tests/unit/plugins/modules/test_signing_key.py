@@ -8,31 +8,20 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import os
 import socket
 import stat
-import threading
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.modules import signing_key
+from ansible_collections.baremetal.nim.tests.unit.openpgp_keys import FINGERPRINT, KEY
+from ansible_collections.baremetal.nim.tests.unit.serving import serving
 
-# Made by gpg 2.2 for these tests; nobody has their secret halves.
-KEY = b"""\
------BEGIN PGP PUBLIC KEY BLOCK-----
-
-mDMEawP7fBYJKwYBBAHaRw8BAQdAemnX7S8D6kZF3KWnR06racYtELbAFPXreq+K
-MIFNDuy0JkV4YW1wbGUgZWQyNTUxOSA8cGFja2FnZXNAZXhhbXBsZS5jb20+iJAE
-ExYIADgWIQQrIcoZTjseKSI2LW2kfsfv85Tg0QUCawP7fAIbAwULCQgHAgYVCgkI
-CwIEFgIDAQIeAQIXgAAKCRCkfsfv85Tg0cSvAQCQm/Jp1FQBldFutcd7aES4HOAa
-BsLYZS8I6qaDyeAeUwD+KhJEBQ7IntPN5ZuAk2mqOB4k35496ckEqwTmiMoUlgI=
-=dD1/
------END PGP PUBLIC KEY BLOCK-----
-"""
-FINGERPRINT = "2B21CA194E3B1E2922362D6DA47EC7EFF394E0D1"
 # The same with the last byte of its public point changed, as another key would have it.
 OTHER = KEY.replace(b"MIFNDuy0JkV4", b"MIFNDu20JkV4")
 BINARY = base64.b64decode(b"".join(KEY.splitlines()[2:-2]))
+
+pytestmark = pytest.mark.usefixtures("strict_umask")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -63,23 +52,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(autouse=True)
-def umask():
-    """The strictest that hardened hosts have."""
-    before = os.umask(0o077)
-    yield
-    os.umask(before)
-
-
 @pytest.fixture
 def server():
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving(Server()) as running:
+        yield running
 
 
 @pytest.fixture

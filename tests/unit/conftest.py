@@ -1,0 +1,19 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What unit tests of all kinds share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def strict_umask() -> Iterator[None]:
+    """The strictest umask that hardened hosts have."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
