@@ -6,42 +6,12 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Attributes every module of the collection declares."""
+    """Attributes every module of the collection declares.
+
+    A module says where it differs, itself or by a fragment named before the general one: the first that says something wins.
+    """
 
     DOCUMENTATION = r"""
-options: {}
-attributes:
-  check_mode:
-    description: Can run in C(check_mode) and return changed status prediction without modifying target.
-  diff_mode:
-    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
-  idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
-  platform:
-    description: Target OS/families that can be operated against.
-    platforms: linux
-    support: full
-"""
-
-    INFO_MODULE = r"""
-options: {}
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
-  idempotent:
-    support: full
-    details:
-      - This action does not modify state.
-"""
-
-    # For modules that belong to the action group of the collection.
-    ACTIONGROUP_NIM = r"""
 options: {}
 attributes:
   action_group:
@@ -49,4 +19,47 @@ attributes:
     support: full
     membership:
       - baremetal.nim.nim
+  check_mode:
+    description: Can run in C(check_mode) and return changed status prediction without modifying target.
+    support: full
+  diff_mode:
+    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+    support: none
+  idempotent:
+    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+    support: full
+  platform:
+    description: Target OS/families that can be operated against.
+    platforms: linux
+    support: full
+"""
+
+    # For modules that only look.
+    INFO_MODULE = r"""
+options: {}
+attributes:
+  check_mode:
+    details:
+      - This action does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+  idempotent:
+    details:
+      - This action does not modify state.
+"""
+
+    # For modules that send requests to endpoints.
+    VERIFICATION = r"""
+options: {}
+attributes:
+  check_mode:
+    support: partial
+    details:
+      - In check mode the endpoints may not exist yet. No request is made and the task is skipped.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
 """

@@ -20,19 +20,8 @@ description:
   - The action plugin of the same name runs the wait in slices of O(max_wait) and shows its progress live. A lost
     connection to the host costs one slice. Interrupting and running the task again is safe at any time.
 extends_documentation_fragment:
+  - baremetal.nim._attributes.verification
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
-attributes:
-  check_mode:
-    support: partial
-    details:
-      - In check mode the endpoint may not exist yet. No request is made and the task is skipped.
-  diff_mode:
-    support: none
-    details:
-      - It changes nothing.
-  idempotent:
-    support: full
 options:
   url:
     description:

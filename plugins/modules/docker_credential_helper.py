@@ -18,15 +18,9 @@ author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
 attributes:
-  check_mode:
-    support: full
   diff_mode:
-    support: none
     details: The file may hold logins of other registries.
-  idempotent:
-    support: full
 options:
   registry:
     description: The registry, as images name it.

@@ -18,13 +18,8 @@ author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
 attributes:
-  check_mode:
-    support: full
   diff_mode:
-    support: full
-  idempotent:
     support: full
 options:
   options:

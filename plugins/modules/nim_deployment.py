@@ -21,12 +21,7 @@ author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
 attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
   idempotent:
     support: partial
     details: V(restored) does nothing where the unit runs from the very files of the copy; with O(swap), it goes back and forth.

@@ -21,15 +21,9 @@ author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
 attributes:
-  check_mode:
-    support: full
   diff_mode:
-    support: none
     details: RV(removed) and RV(kept) tell it, in check mode too.
-  idempotent:
-    support: full
 options:
   services:
     description: Names of the services that are wanted.

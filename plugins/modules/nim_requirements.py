@@ -18,17 +18,8 @@ description:
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
+  - baremetal.nim._attributes.info_module
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-    details:
-      - It changes nothing.
-  idempotent:
-    support: full
 options:
   url:
     description: Address of the API, or of what answers in its place.

@@ -14,19 +14,8 @@ description:
   - One that fails does not stop the others; the task fails when all are done.
   - The action plugin of the same name runs the wait in slices and shows the progress of each endpoint live.
 extends_documentation_fragment:
+  - baremetal.nim._attributes.verification
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
-attributes:
-  check_mode:
-    support: partial
-    details:
-      - In check mode the endpoints may not exist yet. No request is made and the task is skipped.
-  diff_mode:
-    support: none
-    details:
-      - It changes nothing.
-  idempotent:
-    support: full
 options:
   endpoints:
     description:

@@ -22,14 +22,6 @@ author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  idempotent:
-    support: full
 options:
   state:
     description: Whether the kernel modules are wanted in the kernel.

@@ -18,16 +18,11 @@ author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
   - baremetal.nim._attributes
-  - baremetal.nim._attributes.actiongroup_nim
 attributes:
   check_mode:
     support: partial
     details:
       - In check mode nothing is downloaded, so a wrong fingerprint is not found.
-  diff_mode:
-    support: none
-  idempotent:
-    support: full
 options:
   url:
     description: Where the key is.
