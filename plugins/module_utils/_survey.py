@@ -64,6 +64,7 @@ class Survey:
 
     def descriptors(self) -> None:
         """Looks once at every open file of every process: who holds which socket, who a GPU, who the package database."""
+        self.sockets, self.holders, self.package_manager = {}, [], None
         proc = self.roots["proc"]
         for pid in names_in(proc):
             if not pid.isdigit():

@@ -451,9 +451,17 @@ class HostReader:
             "read_only": bool(stat.f_flag & os.ST_RDONLY),
         }
 
+    def open_ports(self) -> list[dict[str, Any]]:
+        """Listening sockets as the kernel lists them."""
+        return _host.parse_listeners(self.proc("net/tcp")) + _host.parse_listeners(self.proc("net/tcp6"))
+
     def listeners(self) -> list[dict[str, Any]]:
         """Listening sockets and who holds them."""
-        found = _host.parse_listeners(self.proc("net/tcp")) + _host.parse_listeners(self.proc("net/tcp6"))
+        found = self.open_ports()
+        if any(item["inode"] not in self.survey.sockets for item in found):
+            # Whoever came after the look at the processes, as the proxy of a container that restarts. Some are the kernel's own.
+            self.survey.descriptors()
+            found = self.open_ports()
         for item in found:
             pid = self.survey.sockets.get(item.pop("inode"))
             item["pid"] = pid

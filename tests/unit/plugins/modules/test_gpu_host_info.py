@@ -18,7 +18,7 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _system
+from ansible_collections.baremetal.nim.plugins.module_utils import _survey, _system
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import gpu_host_info
 
@@ -201,6 +201,29 @@ def deployed(machine):
     rows = f"{IMAGE}@{DIGEST} {IMAGE_ID}\n<none>@<none> sha256:77\ndebian@<none> sha256:78\n"
     machine.command("docker", info=json.dumps(DOCKER_INFO), ps="c1f7\n", inspect=json.dumps([CONTAINER]), images=rows)
     return machine
+
+
+def test_who_listens_since_the_look_at_the_processes_is_found(call, deployed, monkeypatch):
+    """A container restarts: the proxy of its port comes after the processes were read, and before the ports are."""
+    looked = []
+
+    def look(survey):
+        if looked:
+            (late / "0").symlink_to("socket:[52110]")
+        looked.append(survey)
+        real(survey)
+
+    real = _survey.Survey.descriptors
+    monkeypatch.setattr(_survey.Survey, "descriptors", look)
+    deployed.write("/proc/4800/comm", "docker-proxy\n")
+    late = deployed.root / "proc/4800/fd"
+    late.mkdir()
+    line = "   9: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 52110 1 0 100 0 0 10 0\n"
+    with (deployed.root / "proc/net/tcp").open("a") as listing:
+        listing.write(line)
+    result = call()
+    assert {"address": "127.0.0.1", "port": 8081, "pid": 4800, "process": "docker-proxy"} in result["listeners"]
+    assert len(looked) == 2 and not result["driver"]["holders"], result
 
 
 def test_deployed_host(call, deployed):
