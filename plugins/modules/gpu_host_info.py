@@ -30,6 +30,13 @@ attributes:
   idempotent:
     support: full
 options:
+  engine:
+    description:
+      - Container engine that is asked for itself and its images. V(auto) is Docker where it is installed, else Podman. NIM units and
+        containers of the other one are told as well.
+    type: str
+    choices: [auto, docker, podman]
+    default: auto
   paths:
     description:
       - Paths whose file system is measured, each at its nearest existing parent.
@@ -334,10 +341,11 @@ reboot:
   sample: {"required": true, "reasons": ["the loaded driver is 580.126.20, the module on disk is 580.159.04"]}
 engine:
   description:
-    - The Docker engine - C(kind), C(cdi) (whether it takes CDI devices), C(installed), C(active), C(enabled), C(version),
-      C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
-      (C(config_newer_than_daemon)). C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration
-      stores, to compare with and not to recover.
+    - The container engine - C(kind), C(cdi) (whether it takes CDI devices), C(installed), C(active), C(enabled), C(version).
+      C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration stores, to compare with and not to
+      recover. Podman has no daemon - where it is installed, it is active.
+    - Of Docker also C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
+      (C(config_newer_than_daemon)).
   type: dict
   returned: always
 images:
@@ -346,8 +354,9 @@ images:
   returned: always
 services:
   description:
-    - By service name, the systemd unit (C(unit)), the container (C(container)), the deployment record (C(record)), the
-      SHA-256 sums of the files the record names as they are now (C(files)), and the model cache (C(cache)).
+    - By service name, the systemd unit (C(unit)), the container (C(container), that of O(engine) if both engines have one),
+      the deployment record (C(record)), the SHA-256 sums of the files the record names as they are now (C(files)), the model
+      cache (C(cache)), and what each container engine has of the service (C(engines), lists of V(unit) and V(container)).
   type: dict
   returned: always
 """
@@ -492,6 +501,24 @@ class HostReader:
             "stale": any(spec["driver_version"] != loaded for spec in specs) if loaded else bool(specs),
         }
 
+    def podman(self, version: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+        """The same of Podman, which has no daemon: what is installed is active."""
+        installed = bool(self.module.get_bin_path("podman"))
+        engine: dict[str, Any] = {"installed": installed, "kind": "podman" if installed else None, "cdi": False}
+        engine.update(active=installed, enabled=installed, config_newer_than_daemon=False)
+        if not installed:
+            return engine, "", {}
+        engine.update(version=version, cdi=_host.takes_cdi(version))
+        # Podman asks Docker's file for what its own does not have.
+        engine["logins"] = _host.parse_docker_logins(self.read("/root/.docker/config.json"))
+        images = self.run("podman", "images", "--digests", "--no-trunc", "--format", "json")[1]
+        return engine, self.containers("podman"), _host.parse_podman_images(images)
+
+    def containers(self, engine: str) -> str:
+        """What an engine tells of NIM containers."""
+        ids = self.run(engine, "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
+        return self.run(engine, "inspect", *ids)[1] if ids else ""
+
     def docker(self) -> tuple[dict[str, Any], str, dict[str, Any]]:
         """Engine, what it tells of NIM containers, and local image digests."""
         installed = bool(self.module.get_bin_path("dockerd"))
@@ -504,8 +531,7 @@ class HostReader:
         if not info:
             return engine, "", {}
         engine["logins"] = _host.parse_docker_logins(self.read("/root/.docker/config.json"))
-        ids = self.run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
-        inspected = self.run("docker", "inspect", *ids)[1] if ids else ""
+        inspected = self.containers("docker")
         rows = self.run(
             "docker", "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
         )[1]
@@ -559,8 +585,14 @@ class HostReader:
             "staged": _host.parse_marker(self.read(marker) if os.path.isfile(marker) else ""),
         }
 
-    def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:
-        """All that the host knows of each NIM service, by name."""
+    def services(
+        self,
+        units: dict[str, dict[str, str]],
+        files: Mapping[str, set[str]],
+        found: Mapping[str, dict[str, Any]],
+    ) -> dict[str, Any]:
+        """All that the host knows of each NIM service, by name. FILES has the units, FOUND the containers, by engine; the wanted one last."""
+        containers = {name: item for of_engine in found.values() for name, item in of_engine.items()}
         named = {unit[4:-8]: unit for unit in units if unit.startswith("nim-") and unit.endswith(".service")}
         recorded = glob.glob(os.path.join(self.params["state_dir"], "*.json"))
         cached = glob.glob(os.path.join(self.params["cache_root"], "*", ""))
@@ -577,7 +609,8 @@ class HostReader:
                     "exists": unit.get("LoadState") == "loaded",
                     "active": unit.get("ActiveState"),
                     "sub": unit.get("SubState"),
-                    "enabled": unit.get("UnitFileState") == "enabled",
+                    # Podman's generator makes the unit of a Quadlet file at every boot.
+                    "enabled": unit.get("UnitFileState") in ("enabled", "generated"),
                     "restarts": int(unit.get("NRestarts") or 0),
                     "result": unit.get("Result"),
                     "uptime": self.uptime(unit),
@@ -586,34 +619,63 @@ class HostReader:
                 "record": record,
                 "files": {path: self.checksum(path) for path in (record or {}).get("files", {})},
                 "cache": self.cache(name),
+                "engines": _host.traces(f"nim-{name}", files, found),
             }
         return services
+
+    def unit_files(self) -> dict[str, set[str]]:
+        """Names of the NIM units that each engine has a file of, without their suffixes."""
+        places = {"docker": "systemd/system/nim-*.service", "podman": "containers/systemd/nim-*.container"}
+        return {
+            engine: {os.path.basename(path).rpartition(".")[0] for path in glob.glob(self.survey.path("etc", place))}
+            for engine, place in places.items()
+        }
+
+    def engine(
+        self, unit: dict[str, str], podman: str | None, files: Mapping[str, set[str]]
+    ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+        """The engine that is asked for, what each engine tells of NIM containers (that one last), and local images.
+
+        UNIT is that of Docker's daemon, PODMAN the version of Podman.
+        """
+        kind = self.params["engine"]
+        if kind == "auto":
+            kind = "podman" if podman and not self.module.get_bin_path("dockerd") else "docker"
+        if kind == "podman":
+            engine, inspected, images = self.podman(podman)
+            active = unit.get("ActiveState") == "active" and self.module.get_bin_path("docker")
+            return engine, {"docker": self.containers("docker") if active else "", "podman": inspected}, images
+        engine, inspected, images = self.docker()
+        engine.update(
+            active=unit.get("ActiveState") == "active",
+            enabled=unit.get("UnitFileState") == "enabled",
+            config_newer_than_daemon=self.config_newer(unit),
+        )
+        # Its containers end with their units; without one there is nothing to ask for.
+        others = self.containers("podman") if files["podman"] else ""
+        return engine, {"podman": others, "docker": inspected}, images
 
     def result(self) -> dict[str, Any]:
         """The whole state."""
         version = self.run("systemctl", "--version")[1].split()
-        paths = glob.glob(self.survey.path("etc", "systemd/system/nim-*.service"))
+        files = self.unit_files()
         names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
-        names += sorted({os.path.basename(path) for path in paths})
+        names += sorted(f"{name}.service" for name in set().union(*files.values()))
         shown = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, *names)[1]
         units = _host.parse_systemctl_show(shown)
-        docker_unit = units.get("docker.service", {})
-        engine, inspected, images = self.docker()
-        engine.update(
-            active=docker_unit.get("ActiveState") == "active",
-            enabled=docker_unit.get("UnitFileState") == "enabled",
-            config_newer_than_daemon=self.config_newer(docker_unit),
-        )
-        in_containers = _host.container_services(inspected)
-        smi, gpus = self.gpus(in_containers)
         self.survey.descriptors()
+        packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
+        podman = self.survey.software(packages, ["podman"], "podman")
+        engine, inspected, images = self.engine(units.get("docker.service", {}), podman, files)
+        in_containers = {
+            key: name for text in inspected.values() for key, name in _host.container_services(text).items()
+        }
+        smi, gpus = self.gpus(in_containers)
         hardware = self.survey.hardware()
         # After nvidia-smi, which may load the module.
         driver = {**smi, **self.survey.driver(hardware, units), "holders": self.survey.gpu_holders(in_containers)}
-        packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
         repositories = self.survey.repositories()
         kernel = self.survey.kernel()
-        podman = self.survey.software(packages, ["podman"], "podman")
         return {
             "hostname": socket.gethostname(),
             "os": self.os(),
@@ -644,7 +706,9 @@ class HostReader:
             "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
             "images": images,
-            "services": self.services(units, _host.parse_containers(inspected)),
+            "services": self.services(
+                units, files, {kind: _host.parse_containers(text) for kind, text in inspected.items()}
+            ),
         }
 
 
@@ -652,6 +716,7 @@ def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
+            "engine": {"type": "str", "choices": ["auto", "docker", "podman"], "default": "auto"},
             "paths": {"type": "list", "elements": "path", "default": ["/var/lib/docker", "/var/lib/nim"]},
             "packages": {"type": "list", "elements": "str", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},
