@@ -49,6 +49,10 @@ options:
     description: Free space in GB that a service wants for its weights when it does not say.
     type: int
     default: 0
+  engine:
+    description: Container engine that runs the services, V(docker) or V(podman).
+    type: str
+    default: docker
 """
 
 EXAMPLES = r"""
@@ -80,6 +84,7 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
         "bind_address": "127.0.0.1",
         "offline": False,
         "cache_size_gb": 0,
+        "engine": "docker",
     }
     unknown = set(options) - set(defaults)
     if unknown:

@@ -27,6 +27,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 2
+#: Engine to the file that its units are made of: systemd reads Docker's itself, Podman's generator the other.
+UNIT_PATHS = {"docker": "/etc/systemd/system/nim-{}.service", "podman": "/etc/containers/systemd/nim-{}.container"}
 KEYS = {
     "name",
     "image",
@@ -381,13 +383,16 @@ class Service:
             if key not in KEYS:
                 self.problem(f"has the unknown key {key!r}.{near(str(key), KEYS)}")
         state = self.choice("state", "present", ("present", "absent"))
+        engine = str(self.defaults.get("engine", "docker"))
         common = {
             "name": self.name,
+            "engine": engine,
             "state": state,
             "unit": f"nim-{self.name}.service",
             "container": f"nim-{self.name}",
             "cache": f"{self.defaults['cache_root']}/{self.name}",
-            "unit_path": f"/etc/systemd/system/nim-{self.name}.service",
+            "unit_path": UNIT_PATHS[engine].format(self.name),
+            "unit_paths": {known: path.format(self.name) for known, path in UNIT_PATHS.items()},
             "env_path": f"{self.defaults['config_dir']}/{self.name}.env",
             "record_path": f"{self.defaults['state_dir']}/{self.name}.json",
         }
@@ -468,7 +473,9 @@ def _finish(service: dict[str, Any], host: Mapping[str, Any]) -> None:
     chosen = present if service["gpus"] == ["all"] else [_gpus.find(name, present) for name in service["gpus"]]
     models = [] if "NIM_MODEL_PROFILE" in service["env"] else sorted(str(gpu.model) for gpu in chosen if gpu)
     service["share_key"] = digest_of([service["stage_key"], models])
-    service["config_hash"] = digest_of({"format": UNIT_FORMAT, **{key: service[key] for key in _RUNTIME}})
+    # Services of Docker have the hash that they had before there was another engine.
+    engine = {} if service["engine"] == "docker" else {"engine": service["engine"]}
+    service["config_hash"] = digest_of({"format": UNIT_FORMAT, **engine, **{key: service[key] for key in _RUNTIME}})
 
 
 def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[str]:
@@ -502,8 +509,11 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     """Resolves nim_services of one host.
 
     HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``,
-    ``offline`` and ``cache_size_gb``. Raises ResolveError with every problem of every service.
+    ``offline``, ``cache_size_gb`` and ``engine``. Raises ResolveError with every problem of every service.
     """
+    engine = defaults.get("engine", "docker")
+    if engine not in UNIT_PATHS:
+        raise ResolveError([f"nim_container_engine is {engine!r}, wanted {' or '.join(UNIT_PATHS)}."])
     if not isinstance(services, (list, tuple)):
         raise ResolveError([f"nim_services is {type(services).__name__}, wanted a list of services."])
     resolved, problems = [], []
@@ -533,9 +543,11 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
     stage, deploy, remove = [], [], []
     for service in services:
         now = (host.get("services") or {}).get(service["name"]) or {}
-        unit, container, record, cache = (now.get(key) or {} for key in ("unit", "container", "record", "cache"))
+        unit, container, record, cache, engines = (
+            now.get(key) or {} for key in ("unit", "container", "record", "cache", "engines")
+        )
         if service["state"] == "absent":
-            present = [("unit", unit.get("exists")), ("container", container), ("record", record)]
+            present = [("unit", unit.get("exists") or engines), ("container", container), ("record", record)]
             present.append(("cache", cache and service["remove_cache"]))
             reasons = [f"{what} present" for what, there in present if there]
             if reasons:
@@ -563,6 +575,9 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append(f"unit is {unit.get('active') or 'absent'}")
         elif container.get("config_hash") != service["config_hash"]:
             reasons.append("running container has another configuration")
+        reasons += [
+            f"{other} still has its {' and '.join(engines[other])}" for other in engines if other != service["engine"]
+        ]
         if unit.get("exists") and not unit.get("enabled"):
             reasons.append("unit is not enabled")
         if not record.get("verified"):
