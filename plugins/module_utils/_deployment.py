@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Deployments that a record remembers.
@@ -41,6 +41,12 @@ def keepable(record: Mapping[str, Any] | None, sums: Mapping[str, str | None], k
         return "copy"
     # A killed upgrade has replaced the files; the copy that it made first is still of what is recorded.
     return "keep" if kept and kept.get("config_hash") == record.get("config_hash") else "none"
+
+
+def unit_place(record: Mapping[str, Any] | None, places: Sequence[str]) -> str:
+    """The one of PLACES where the deployment that RECORD tells of has its unit, the first where it tells nothing."""
+    files = (record or {}).get("files") or {}
+    return next((path for path in places if path in files), places[0])
 
 
 def told(record: Mapping[str, Any]) -> str:
