@@ -1,0 +1,129 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Unit files of both engines, rendered as the role renders them."""
+
+from __future__ import annotations
+
+import configparser
+import pathlib
+import re
+
+import jinja2
+import pytest
+import yaml
+from ansible_collections.baremetal.nim.plugins.module_utils import _host
+from ansible_collections.baremetal.nim.plugins.module_utils._resolve import resolve_services
+
+ROLE = pathlib.Path(__file__).parents[2] / "roles/nim_service"
+IMAGE = "nvcr.io/nim/nvidia/parakeet-1-1b-ctc-en-us"
+REFERENCE = f"{IMAGE}@sha256:{'6b' * 32}"
+DEFAULTS = {
+    "cache_root": "/srv/nim",
+    "config_dir": "/etc/nim",
+    "state_dir": "/var/lib/nim/services",
+    "bind_address": "::1",
+    "cache_size_gb": 0,
+}
+SPEC = {
+    "name": "asr",
+    "image": IMAGE,
+    "tag": "1.5.0",
+    "gpus": [0, 1],
+    "port": 9000,
+    "grpc_port": 50051,
+    "stop_timeout": 90,
+    "ulimits": ["memlock=-1", "nofile=65536:131072"],
+}
+TEMPLATES = {"docker": "nim.service.j2", "podman": "nim.container.j2"}
+
+
+def service(engine, **changes):
+    """The resolved service."""
+    return resolve_services([{**SPEC, **changes}], {"gpus": []}, {**DEFAULTS, "engine": engine})[0]
+
+
+def unit(engine, **changes):
+    """The unit file, and the service that it is of."""
+    item = service(engine, **changes)
+    environment = jinja2.Environment(
+        trim_blocks=True, autoescape=jinja2.select_autoescape(), loader=jinja2.FileSystemLoader(ROLE / "templates")
+    )
+    values = yaml.safe_load((ROLE / "vars/main.yml").read_text())
+    text = environment.get_template(TEMPLATES[engine]).render(
+        {**values, "__nim_service_item": item, "__nim_service_image": REFERENCE}
+    )
+    return text, item
+
+
+def section(text, name):
+    """Keys of a section with their values, in order."""
+    body = text.split(f"[{name}]\n")[1].split("\n[")[0]
+    return [tuple(line.split("=", 1)) for line in body.splitlines() if "=" in line and line[0] not in "# "]
+
+
+def test_container_of_podman():
+    text, item = unit("podman")
+    assert section(text, "Container") == [
+        ("ContainerName", "nim-asr"),
+        ("Image", REFERENCE),
+        ("Pull", "never"),
+        ("AddDevice", "nvidia.com/gpu=0"),
+        ("AddDevice", "nvidia.com/gpu=1"),
+        ("Ulimit", "memlock=-1"),
+        ("Ulimit", "nofile=65536:131072"),
+        ("ShmSize", "8g"),
+        ("EnvironmentFile", "/etc/nim/asr.env"),
+        ("Volume", "/srv/nim/asr:/opt/nim/.cache"),
+        ("PublishPort", "[::1]:9000:9000"),
+        ("PublishPort", "[::1]:50051:50051"),
+        ("Label", f"{_host.SERVICE_LABEL}=asr"),
+        ("Label", f"{_host.CONFIG_HASH_LABEL}={item['config_hash']}"),
+        ("RunInit", "true"),
+        ("NoNewPrivileges", "true"),
+        ("SecurityLabelDisable", "true"),
+        ("PodmanArgs", "--pids-limit=0 --stop-timeout=90"),
+        ("LogDriver", "passthrough"),
+    ]
+
+
+def test_both_engines_give_the_container_the_same():
+    """Whatever docker run is told of devices, limits, files, ports and labels, Podman is told too."""
+    docker, item = unit("docker")
+    podman = section(unit("podman")[0], "Container")
+    keys = {
+        "device": "AddDevice",
+        "ulimit": "Ulimit",
+        "shm-size": "ShmSize",
+        "env-file": "EnvironmentFile",
+        "volume": "Volume",
+        "publish": "PublishPort",
+        "label": "Label",
+    }
+    given = re.findall(r"--([a-z-]+) (\S+)", docker.split("ExecStart=")[1].split("Restart=")[0])
+    assert {name for name, _value in given} <= set(keys)
+    assert {(keys[name], value) for name, value in given if item["config_hash"] not in value} == {
+        (key, value) for key, value in podman if key in keys.values() and not value.startswith(_host.CONFIG_HASH_LABEL)
+    }
+
+
+@pytest.mark.parametrize("name", ["Unit", "Service", "Install"])
+def test_both_engines_give_systemd_the_same(name):
+    docker, podman = (dict(section(unit(engine)[0], name)) for engine in TEMPLATES)
+    own = {
+        "Unit": {"Wants", "After"},
+        "Service": {"Type", "ExecStart", "TimeoutStartSec", "SuccessExitStatus", "TasksMax"},
+        "Install": set(),
+    }[name]
+    assert {key: value for key, value in docker.items() if key not in own} == {
+        key: value for key, value in podman.items() if key not in own
+    }
+
+
+def test_unit_of_podman_wants_no_docker():
+    text, _item = unit("podman")
+    assert "docker" not in text.lower().replace("as docker", "").replace("and docker sets", "")
+    # systemd and Podman's generator read what Python reads, but for keys that come more than once.
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.read_string(text)
+    assert parser.sections() == ["Unit", "Container", "Service", "Install"]
