@@ -50,8 +50,10 @@ def record(host):
 
 
 def container(host, engine=ENGINE):
-    """Image and configuration that run, by the engine's word."""
-    return host.check_output(f"{engine} inspect --format '{{{{.Config.Image}}}} {{{{json .Config.Env}}}}' nim-llama")
+    """Image and environment that run, by the engine's word. Podman names the container in it, which is new with each start."""
+    config = json.loads(host.check_output(f"{engine} inspect nim-llama"))[0]["Config"]
+    env = sorted(item for item in config["Env"] if not item.startswith("HOSTNAME="))
+    return f"{config['Image']} {env}"
 
 
 def tag(host):
