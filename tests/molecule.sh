@@ -6,7 +6,7 @@ export NO_COLOR=1 PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" 
 for scenario in "$@"; do
   printf '\n=== molecule %s ===\n' "$scenario"
   started=$SECONDS
-  # Any scenario runs with the other engine, too: lifecycle-podman is lifecycle with Podman.
+  # lifecycle is written for either engine: lifecycle-podman is the same with Podman.
   export NIM_ENGINE=docker
   [ "${scenario%-podman}" = "$scenario" ] || NIM_ENGINE=podman
   case ${scenario%-podman} in

@@ -28,9 +28,9 @@ OWN_UNITS = (
 )  # fmt: skip
 #: Engines that do not do it, by the beginning of their version, and why.
 BAD_DOCKER = {"29.5.": "it fails to pull from nvcr.io (Incorrect Repository Format)"}
-#: The first Podman that does it (Quadlet with PodmanArgs, and logins in Docker's file), and those of systems that have only older ones.
+#: The first Podman that does it (Quadlet with all keys that are used, logins in Docker's file), and the older ones that systems bring.
 PODMAN = (4, 8)
-OLD_PODMAN = {"Debian 12": "4.3.1", "Ubuntu 22": "3.4.4"}
+SYSTEM_PODMAN = {"Debian 12": "4.3.1", "Ubuntu 22": "3.4.4", "Ubuntu 24": "4.9.3"}
 #: What holds a published port while its unit restarts.
 PORT_HOLDERS = {"docker": "docker-proxy", "podman": "conmon"}
 Problem = dict[str, str]
@@ -332,14 +332,20 @@ def _mixed(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
+def _podman(host: Mapping[str, Any]) -> str:
+    """Version of the Podman that a host has or would get, empty where that is new or not known."""
+    system = f"{host['os']['distribution']} {host['os']['major']}"
+    return str((host.get("podman") or {}).get("version") or SYSTEM_PODMAN.get(system, ""))
+
+
 def podman_problems(host: Mapping[str, Any]) -> list[str]:
     """What speaks against Podman as the engine of a host: the one that it has, or would get."""
-    system = f"{host['os']['distribution']} {host['os']['major']}"
-    version = (host.get("podman") or {}).get("version") or OLD_PODMAN.get(system)
-    if not version or _version(str(version)) >= PODMAN:
+    version = _podman(host)
+    if not version or _version(version) >= PODMAN:
         return []
     told = (
-        f"Podman of this host ({system}) is {version}, wanted {'.'.join(map(str, PODMAN))} or newer, which runs Quadlet files as they are"
+        f"Podman of this host ({host['os']['distribution']} {host['os']['major']}) is {version}, wanted {'.'.join(map(str, PODMAN))}"
+        " or newer, which runs Quadlet files as they are"
         " written here; use Debian 13, Ubuntu 24.04 or newer, install another Podman, or set nim_container_engine: docker."
     )
     return [told]
@@ -365,7 +371,7 @@ def _engines(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem
 def _podman_cdi(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
     """A Podman that does not read the toolkit's specifications."""
     problems = []
-    podman = str((host.get("podman") or {}).get("version") or "")
+    podman = _podman(host) if wanted.get("engine") == "podman" or host.get("podman") else ""
     toolkit = wanted.get("toolkit") or {}
     bad = _version(str(toolkit.get("version") or "").split("-")[0]) >= _toolkit_plan.FIRST_WITH_CDI_07
     if podman and bad and _toolkit_plan.CDI_05_FLAG not in (toolkit.get("feature_flags") or []):

@@ -345,6 +345,14 @@ def test_podman_that_is_too_old_for_quadlet(system, podman, told):
     assert not told_of("podman_version", seen, WANTED, [LLAMA])
 
 
+def test_podman_that_the_system_would_bring_must_read_what_the_toolkit_writes():
+    noble = host(podman=None, os={**host()["os"], "distribution": "Ubuntu", "major": "24"})
+    wanted = {**WANTED, "engine": "podman", "toolkit": {"version": "1.20.0-1", "feature_flags": [], "engine": "podman"}}
+    problem = told_of("podman_version", noble, wanted, [LLAMA])
+    assert "Podman is 4.9.3" in problem[0] and "cdi_feature_flags" in problem[0]
+    assert not told_of("podman_version", noble, {**wanted, "engine": "docker"}, [LLAMA])
+
+
 def test_docker_is_not_looked_at_when_podman_is_wanted():
     wanted = {**WANTED, "engine": "podman", "docker_version": "29.5.0"}
     assert preflight_problems(host(engine={"version": "29.5.1"}, podman={"version": "5.4.2"}), wanted, [LLAMA]) == []
