@@ -27,6 +27,8 @@ import lab  # noqa: E402
 
 #: The lab under test; another one for trying things out beside a running scenario.
 NAME = os.environ.get("LAB_NAME", "molecule")
+#: The container engine of the hosts. Every promise is one of both.
+ENGINE = os.environ.get("NIM_ENGINE", "docker")
 MODEL = "meta/llama-3.1-8b-instruct"
 
 
@@ -42,7 +44,7 @@ def play_command(playbook: str, *args: str, extra: dict[str, Any] | None = None,
     """The command line of play(); a playbook that is a path is one of the scenario's own."""
     name = playbook if playbook.endswith(".yml") else f"baremetal.nim.{playbook}"
     command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(ROOT / "inventories/lab"), name]
-    command += ["-e", json.dumps({"lab_name": NAME, **(extra or {})})]
+    command += ["-e", json.dumps({"lab_name": NAME, "nim_container_engine": ENGINE, **(extra or {})})]
     return [*command, *(["--limit", limit] if limit else []), *args]
 
 
@@ -125,7 +127,7 @@ def in_container(host: Any, command: str) -> str:
     On a busy machine the runtime sometimes loses a process before it runs ("read init-p: connection reset by peer").
     """
     for _attempt in range(10):
-        answer = host.run(f"docker exec nim-llama {command}")
+        answer = host.run(f"{ENGINE} exec nim-llama {command}")
         if (
             answer.rc != 126
             or "unable to start container process: waiting for init" not in answer.stdout + answer.stderr

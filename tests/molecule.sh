@@ -6,12 +6,15 @@ export NO_COLOR=1 PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" 
 for scenario in "$@"; do
   printf '\n=== molecule %s ===\n' "$scenario"
   started=$SECONDS
-  case $scenario in
+  # lifecycle is written for either engine: lifecycle-podman is the same with Podman.
+  export NIM_ENGINE=docker
+  [ "${scenario%-podman}" = "$scenario" ] || NIM_ENGINE=podman
+  case ${scenario%-podman} in
     vllm) export LAB_HOSTS=gpu01 LAB_ENGINE=vllm ;;
     reboot) export LAB_HOSTS=vm01 LAB_ENGINE=reference ;;
     dkms | driver | faults | interrupted | lifecycle) export LAB_HOSTS=gpu01 LAB_ENGINE=reference ;;
     *) export LAB_HOSTS=gpu01,gpu02 LAB_ENGINE=reference ;;
   esac
-  molecule test -s "$scenario"
+  molecule test -s "${scenario%-podman}"
   printf '=== molecule %s passed in %s s ===\n' "$scenario" "$((SECONDS - started))"
 done

@@ -52,6 +52,10 @@ options:
     description: Free space in GB that a service wants for its weights when it does not say.
     type: int
     default: 0
+  engine:
+    description: Container engine that runs the services, V(docker) or V(podman).
+    type: str
+    default: docker
 """
 
 EXAMPLES = r"""
@@ -84,6 +88,7 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
         "offline": False,
         "api_key": None,
         "cache_size_gb": 0,
+        "engine": "docker",
     }
     unknown = set(options) - set(defaults)
     if unknown:

@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Deployments that a record remembers.
 REMEMBERED = 20
 #: What it remembers of each.
 SUMMARY = ("image", "image_reference", "config_hash", "deployed_at", "verified")
+
+
+def parse_record(text: bytes | str | None) -> dict[str, Any] | None:
+    """A deployment record, None when the text is none."""
+    try:
+        value = json.loads(text or "")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def history(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -46,6 +56,12 @@ def keepable(record: Mapping[str, Any] | None, sums: Mapping[str, str | None], k
 def another(record: Mapping[str, Any] | None, kept: Mapping[str, Any] | None) -> bool:
     """Whether the copy that there is (its record is KEPT) is of another deployment than RECORD."""
     return bool(record and kept) and (record or {}).get("config_hash") != (kept or {}).get("config_hash")
+
+
+def unit_place(record: Mapping[str, Any] | None, places: Sequence[str]) -> str:
+    """The one of PLACES where the deployment that RECORD tells of has its unit, the first where it tells nothing."""
+    files = (record or {}).get("files") or {}
+    return next((path for path in places if path in files), places[0])
 
 
 def told(record: Mapping[str, Any]) -> str:

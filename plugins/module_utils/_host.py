@@ -231,8 +231,42 @@ def parse_marker(text: str) -> dict[str, Any] | None:
         return None
 
 
+def image_id(text: str) -> str:
+    """The id of an image as Docker writes it; Podman leaves the name of the sum out."""
+    return text if text.startswith("sha256:") or not text else f"sha256:{text}"
+
+
+def takes_cdi(podman: str | None) -> bool:
+    """Whether this version of Podman gives containers devices by their CDI names."""
+    return tuple(int(part) for part in re.findall(r"\d+", podman or "")[:2]) >= (4, 1)
+
+
+def traces(
+    name: str, units: Mapping[str, Iterable[str]], containers: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """What each container engine has of the unit NAME (its ``unit``, its ``container``), of those that have anything."""
+    found = {
+        engine: [what for what, names in (("unit", units[engine]), ("container", containers[engine])) if name in names]
+        for engine in sorted(units)
+    }
+    return {engine: what for engine, what in found.items() if what}
+
+
+def parse_podman_images(text: str) -> dict[str, str]:
+    """``podman images --format json`` to image ids by the digests the images were pulled by.
+
+    An image for several architectures has two digests, and the table of ``podman images`` only shows one.
+    """
+    try:
+        return {
+            digest: image_id(item["Id"]) for item in json.loads(text) or [] for digest in item.get("RepoDigests") or []
+        }
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
 def parse_containers(text: str) -> dict[str, dict[str, Any]]:
-    """``docker inspect`` of NIM containers to their state by container name."""
+    """``docker inspect`` or ``podman inspect`` of NIM containers to their state by container name."""
     containers = {}
     for item in json.loads(text or "[]"):
         labels = item["Config"].get("Labels") or {}
@@ -240,7 +274,7 @@ def parse_containers(text: str) -> dict[str, dict[str, Any]]:
             "service": labels.get(SERVICE_LABEL),
             "config_hash": labels.get(CONFIG_HASH_LABEL),
             "image": item["Config"]["Image"],
-            "image_id": item["Image"],
+            "image_id": image_id(item["Image"]),
             "running": bool(item["State"].get("Running")),
             "started_at": item["State"].get("StartedAt"),
             "exit_code": item["State"].get("ExitCode"),
@@ -258,7 +292,7 @@ def parse_containers(text: str) -> dict[str, dict[str, Any]]:
 
 
 def container_services(text: str) -> dict[str, str | None]:
-    """``docker inspect`` of NIM containers to the service of each, by container id."""
+    """``docker inspect`` or ``podman inspect`` of NIM containers to the service of each, by container id."""
     return {
         item["Id"]: (item["Config"].get("Labels") or {}).get(SERVICE_LABEL)
         for item in json.loads(text or "[]")

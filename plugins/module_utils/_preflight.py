@@ -28,6 +28,11 @@ OWN_UNITS = (
 )  # fmt: skip
 #: Engines that do not do it, by the beginning of their version, and why.
 BAD_DOCKER = {"29.5.": "it fails to pull from nvcr.io (Incorrect Repository Format)"}
+#: The first Podman that does it (Quadlet with all keys that are used, logins in Docker's file), and the older ones that systems bring.
+PODMAN = (4, 8)
+SYSTEM_PODMAN = {"Debian 12": "4.3.1", "Ubuntu 22": "3.4.4", "Ubuntu 24": "4.9.3"}
+#: What holds a published port while its unit restarts.
+PORT_HOLDERS = {"docker": "docker-proxy", "podman": "conmon"}
 Problem = dict[str, str]
 
 
@@ -64,7 +69,7 @@ def _platform(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Proble
             " no role can install anything: use another system."
         )
         problems.append(_problem("package_manager", told))
-    elif manager != "apt" and not host["engine"].get("installed"):
+    elif manager != "apt" and wanted.get("engine") != "podman" and not host["engine"].get("installed"):
         told = (
             f"package manager is {manager} and Docker is not installed, wanted apt or an engine that is there: container_engine"
             " installs with apt only. Install Docker by other means and leave that role out."
@@ -327,8 +332,29 @@ def _mixed(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
+def _podman(host: Mapping[str, Any]) -> str:
+    """Version of the Podman that a host has or would get, empty where that is new or not known."""
+    system = f"{host['os']['distribution']} {host['os']['major']}"
+    return str((host.get("podman") or {}).get("version") or SYSTEM_PODMAN.get(system, ""))
+
+
+def podman_problems(host: Mapping[str, Any]) -> list[str]:
+    """What speaks against Podman as the engine of a host: the one that it has, or would get."""
+    version = _podman(host)
+    if not version or _version(version) >= PODMAN:
+        return []
+    told = (
+        f"Podman of this host ({host['os']['distribution']} {host['os']['major']}) is {version}, wanted {'.'.join(map(str, PODMAN))}"
+        " or newer, which runs Quadlet files as they are"
+        " written here; use Debian 13, Ubuntu 24.04 or newer, install another Podman, or set nim_container_engine: docker."
+    )
+    return [told]
+
+
 def _engines(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
     """Engines that are known to fail."""
+    if wanted.get("engine") == "podman":
+        return [_problem("podman_version", text) for text in podman_problems(host)] or _podman_cdi(host, wanted)
     problems = []
     # The role container_engine brings the version that is asked for.
     version = str(wanted.get("docker_version") or host["engine"].get("version") or "").split(":")[-1]
@@ -339,7 +365,13 @@ def _engines(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem
                 " (container_engine_version), and hold it."
             )
             problems.append(_problem("docker_version", told))
-    podman = str((host.get("podman") or {}).get("version") or "")
+    return problems + _podman_cdi(host, wanted)
+
+
+def _podman_cdi(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
+    """A Podman that does not read the toolkit's specifications."""
+    problems = []
+    podman = _podman(host) if wanted.get("engine") == "podman" or host.get("podman") else ""
     toolkit = wanted.get("toolkit") or {}
     bad = _version(str(toolkit.get("version") or "").split("-")[0]) >= _toolkit_plan.FIRST_WITH_CDI_07
     if podman and bad and _toolkit_plan.CDI_05_FLAG not in (toolkit.get("feature_flags") or []):
@@ -389,9 +421,10 @@ def _watched(entry: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
 
 
 def _restarting(service: dict[str, Any], port: int, host: Mapping[str, Any], holders: list[Mapping[str, Any]]) -> bool:
-    # While its unit restarts, a service's container is not listed though Docker holds its port already, or still.
+    # While its unit restarts, a service's container is not listed though the engine holds its port already, or still.
     now = host["services"].get(service["name"]) or {}
-    if not (now.get("unit") or {}).get("exists") or any(item["process"] != "docker-proxy" for item in holders):
+    names = [PORT_HOLDERS[engine] for engine in now.get("engines") or ("docker",)]
+    if not (now.get("unit") or {}).get("exists") or any(item["process"] not in names for item in holders):
         return False
     record = now.get("record")
     return not record or str(record.get("url", "")).endswith(f":{port}") or record.get("grpc_port") == port
@@ -450,7 +483,7 @@ def preflight_problems(
     HOST is the result of gpu_host_info, SERVICES are resolved services, REQUIREMENTS those of nim_requirements. WANTED
     holds ``supported_systems``, ``architectures``, ``min_systemd``, ``min_python``, ``min_memory_gb``, ``max_clock_skew``
     (s), ``controller_time`` (s since 1970), ``driver_plan`` (the result of driver_plan), ``disk_gb`` (path to GB per
-    service that is not deployed yet) and, where they are known, ``docker_version`` (to be installed), ``toolkit``
+    service that is not deployed yet) and, where they are known, ``engine``, ``docker_version`` (to be installed), ``toolkit``
     (``version``, ``feature_flags``) and ``warn_only`` (names of checks).
     """
     deployed = {name for name, now in host["services"].items() if now.get("record")}

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._host import SERVICE_LABEL
+from ansible_collections.baremetal.nim.plugins.module_utils._host import SERVICE_LABEL, image_id
 from ansible_collections.baremetal.nim.plugins.module_utils._staging import amount
 
 #: A cache gets this prefix before it is deleted: half a cache must not look like a whole one.
@@ -71,11 +71,16 @@ def file_system(path: str, mounts: Mapping[str, str]) -> str:
 
 def volumes(unit: str) -> list[str]:
     """Directories of the host that the text of a unit gives to its container."""
-    return re.findall(r"--volume[ =](/[^:\s]+):", unit)
+    return re.findall(r"(?:--volume[ =]|^Volume=)(/[^:\s]+):", unit, re.MULTILINE)
+
+
+def words(unit: str) -> list[str]:
+    """Words of the text of a unit, among them its image."""
+    return re.sub(r"^Image=", "", unit, flags=re.MULTILINE).split()
 
 
 def containers(inspected: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """``docker inspect`` of all containers to what they use: ``names`` of services, ``paths`` and ``images``, each with its user."""
+    """``inspect`` of all containers to what they use: ``names`` of services, ``paths`` and ``images``, each with its user."""
     found: dict[str, dict[str, str]] = {"names": {}, "paths": {}, "images": {}}
     for item in inspected:
         container = str(item["Name"]).lstrip("/")
@@ -87,7 +92,7 @@ def containers(inspected: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, st
         for mount in item.get("Mounts") or []:
             if mount.get("Source"):
                 found["paths"][mount["Source"]] = reason
-        for image in (item["Image"], item["Config"]["Image"]):
+        for image in (image_id(item["Image"]), item["Config"]["Image"]):
             found["images"][image] = reason
     return found
 
@@ -177,7 +182,7 @@ def plan_images(
 ) -> dict[str, list[dict[str, Any]]]:
     """Images to ``remove`` (with ``bytes`` and all ``references``) and to ``keep``; those of other repositories are in neither.
 
-    IMAGES are items of ``docker image inspect``, KNOWN the repositories of this collection, USED who uses an id or a
+    IMAGES are items of ``image inspect`` of either engine, KNOWN the repositories of this collection, USED who uses an id or a
     reference. BLIND tells what could not be read: it may name any image, so none is removed.
     """
     plan: dict[str, list[dict[str, Any]]] = {"remove": [], "keep": []}
@@ -189,7 +194,7 @@ def plan_images(
         if len(foreign) == len(references):
             continue
         path = next(reference for reference in references if reference not in foreign)
-        users = [used[key] for key in (image["Id"], *references) if key in used]
+        users = [used[key] for key in (image_id(image["Id"]), *references) if key in used]
         if users or foreign or blind:
             reason = f"used: {users[0]}" if users else f"is also {foreign[0]}" if foreign else blind
             plan["keep"].append({"path": path, "reason": reason})

@@ -38,6 +38,8 @@ WATCHDOG_FILES = (
     "/etc/systemd/system/nim-watchdog@.service",
     "/etc/systemd/system/nim-watchdog@.timer",
 )
+#: Engine to the file that its units are made of: systemd reads Docker's itself, Podman's generator the other.
+UNIT_PATHS = {"docker": "/etc/systemd/system/nim-{}.service", "podman": "/etc/containers/systemd/nim-{}.container"}
 KEYS = {
     "name",
     "image",
@@ -496,13 +498,16 @@ class Service:
             if key not in KEYS:
                 self.problem(f"has the unknown key {key!r}.{near(str(key), KEYS)}")
         state = self.choice("state", "present", ("present", "absent"))
+        engine = str(self.defaults.get("engine", "docker"))
         common = {
             "name": self.name,
+            "engine": engine,
             "state": state,
             "unit": f"nim-{self.name}.service",
             "container": f"nim-{self.name}",
             "cache": f"{self.defaults['cache_root']}/{self.name}",
-            "unit_path": f"/etc/systemd/system/nim-{self.name}.service",
+            "unit_path": UNIT_PATHS[engine].format(self.name),
+            "unit_paths": {known: path.format(self.name) for known, path in UNIT_PATHS.items()},
             "env_path": f"{self.defaults['config_dir']}/{self.name}.env",
             "key_path": f"{self.defaults['config_dir']}/{self.name}.key",
             "record_path": f"{self.defaults['state_dir']}/{self.name}.json",
@@ -604,7 +609,9 @@ def _finish(service: dict[str, Any], host: Mapping[str, Any]) -> None:
     chosen = present if service["gpus"] == ["all"] else [_gpus.find(name, present) for name in service["gpus"]]
     models = [] if "NIM_MODEL_PROFILE" in service["env"] else sorted(str(gpu.model) for gpu in chosen if gpu)
     service["share_key"] = digest_of([service["stage_key"], models])
-    service["config_hash"] = digest_of({"format": UNIT_FORMAT, **{key: service[key] for key in _RUNTIME}})
+    # Services of Docker have the hash that they had before there was another engine.
+    engine = {} if service["engine"] == "docker" else {"engine": service["engine"]}
+    service["config_hash"] = digest_of({"format": UNIT_FORMAT, **engine, **{key: service[key] for key in _RUNTIME}})
 
 
 def conflicts(services: list[dict[str, Any]], host: Mapping[str, Any]) -> list[str]:
@@ -638,9 +645,12 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     """Resolves nim_services of one host.
 
     HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``,
-    ``offline``, ``cache_size_gb`` and ``api_key``, the key for services that serve with it (None: not known here). Raises ResolveError
-    with every problem of every service.
+    ``offline``, ``cache_size_gb``, ``engine`` and ``api_key``, the key for services that serve with it (None: not known here). Raises
+    ResolveError with every problem of every service.
     """
+    engine = defaults.get("engine", "docker")
+    if engine not in UNIT_PATHS:
+        raise ResolveError([f"nim_container_engine is {engine!r}, wanted {' or '.join(UNIT_PATHS)}."])
     if not isinstance(services, (list, tuple)):
         raise ResolveError([f"nim_services is {type(services).__name__}, wanted a list of services."])
     resolved, problems = [], []
@@ -688,9 +698,11 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
     stage, deploy, watch, remove = [], [], [], []
     for service in services:
         now = (host.get("services") or {}).get(service["name"]) or {}
-        unit, container, record, cache = (now.get(key) or {} for key in ("unit", "container", "record", "cache"))
+        unit, container, record, cache, engines = (
+            now.get(key) or {} for key in ("unit", "container", "record", "cache", "engines")
+        )
         if service["state"] == "absent":
-            present = [("unit", unit.get("exists")), ("container", container), ("record", record)]
+            present = [("unit", unit.get("exists") or engines), ("container", container), ("record", record)]
             present.append(("cache", cache and service["remove_cache"]))
             reasons = [f"{what} present" for what, there in present if there]
             if reasons:
@@ -721,6 +733,9 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append(f"unit is {unit.get('active') or 'absent'}")
         elif container.get("config_hash") != service["config_hash"]:
             reasons.append("running container has another configuration")
+        reasons += [
+            f"{other} still has its {' and '.join(engines[other])}" for other in engines if other != service["engine"]
+        ]
         if unit.get("exists") and not unit.get("enabled"):
             reasons.append("unit is not enabled")
         if not record.get("verified"):

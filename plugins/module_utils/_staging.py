@@ -30,26 +30,31 @@ def transient_unit(name: str, description: str, argv: Sequence[str], key_file: s
     return [*command, *(f"--property={item}" for item in properties), "--", *argv]
 
 
-def pull_command(docker: str, image: str) -> list[str]:
-    """The command that pulls an image."""
-    return [docker, "pull", image]
+def pull_command(engine: str, image: str) -> list[str]:
+    """The command that pulls an image; ENGINE is the path of docker or podman."""
+    return [engine, "pull", image]
+
+
+#: Podman limits processes, and parts containers by SELinux labels that cache and driver do not have. Docker does neither.
+PODMAN_OPTIONS = ("--pids-limit", "0", "--security-opt", "label=disable")
 
 
 def capability_options(capabilities: Sequence[str] | None) -> list[str]:
-    """The options of docker run that leave a container just CAPABILITIES; None leaves it what Docker gives."""
+    """The options of the engine's run that leave a container just CAPABILITIES; None leaves it what the engine gives."""
     if capabilities is None:
         return []
     return ["--cap-drop", "ALL", *(word for name in capabilities for word in ("--cap-add", name))]
 
 
-def stage_command(docker: str, service: Mapping[str, Any], image: Mapping[str, Any], with_key: bool) -> list[str]:
+def stage_command(engine: str, service: Mapping[str, Any], image: Mapping[str, Any], with_key: bool) -> list[str]:
     """The command that runs the image's own download command with the service's cache, devices and limits.
 
-    SERVICE has the options of nim_cache; IMAGE is an item of ``docker image inspect``.
+    ENGINE is the path of docker or podman, SERVICE has the options of nim_cache, IMAGE is an item of ``image inspect``.
     """
-    command = [docker, "run", "--rm", "--init", "--name", f"nim-stage-{service['name']}", "--pull", "never"]
+    command = [engine, "run", "--rm", "--init", "--name", f"nim-stage-{service['name']}", "--pull", "never"]
     command += ["--log-driver", "none", "--security-opt", "no-new-privileges"]
     command += capability_options(service["capabilities"])
+    command += PODMAN_OPTIONS if service["engine"] == "podman" else ()
     for device in service["devices"]:
         command += ["--device", device]
     for limit in service["ulimits"]:
@@ -113,7 +118,13 @@ def image_reference(image: Mapping[str, Any], repository: str) -> str:
 
 
 def pull_progress(lines: Sequence[str]) -> str:
-    """What ``docker pull`` has done so far, in words."""
+    """What ``docker pull`` or ``podman pull`` has done so far, in words."""
+    # Podman names all layers at once, and none again when it is there.
+    blobs = {
+        match.group(1) for match in (re.match(r"Copying blob (?:sha256:)?([0-9a-f]+)", line) for line in lines) if match
+    }
+    if blobs:
+        return f"{len(blobs)} layers"
     layers = {
         match.group(1) for match in (re.match(r"([0-9a-f]{12}): Pulling fs layer", line) for line in lines) if match
     }

@@ -338,7 +338,7 @@ def unit_state(unit: Mapping[str, str]) -> dict[str, bool]:
 
 def owner(cgroup: str) -> tuple[str | None, str | None]:
     """/proc/PID/cgroup to the systemd service and to the id of the container that a process belongs to."""
-    container = re.search(r"(?:docker|libpod|cri-containerd)[-/]([0-9a-f]{64})", cgroup)
+    container = re.search(r"(?:docker|libpod(?:-payload)?|cri-containerd)[-/]([0-9a-f]{64})", cgroup)
     if container:
         return None, container.group(1)
     services = re.findall(r"([\w@.\\:-]+\.service)", cgroup)

@@ -66,7 +66,11 @@ _CAUSE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in
 # One life of the unit ends here; systemd writes these after the last words of the container.
 _END_OF_LIFE = re.compile(r"\.service: (Failed with result|Deactivated successfully|Succeeded\.|Scheduled restart job)")
 _ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S+ HTTP/\d')
-_SYSTEMD_LINE = re.compile(r"^\S+\.service: |^(Started|Starting|Stopped|Stopping) .*\.$")
+# Podman and its monitor tell of the life of the container as well, and by its id.
+_SYSTEMD_LINE = re.compile(
+    r"^\S+\.service: |^(Started|Starting|Stopped|Stopping) .*\.$"
+    r"|^conmon [0-9a-f]+ <|^[-0-9]+ [0-9:.]+ \S+ \S+ m=\S+ (container|image) |^[0-9a-f]{64}$"
+)
 _EXIT_STATUS = re.compile(r"\.service: Main process exited, code=(\w+), status=(\d+)")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

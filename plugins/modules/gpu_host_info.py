@@ -21,6 +21,13 @@ extends_documentation_fragment:
   - baremetal.nim._attributes.info_module
   - baremetal.nim._attributes
 options:
+  engine:
+    description:
+      - Container engine that is asked for itself and its images. V(auto) is Docker where it is installed, else Podman. NIM units and
+        containers of the other one are told as well.
+    type: str
+    choices: [auto, docker, podman]
+    default: auto
   paths:
     description:
       - Paths whose file system is measured, each at its nearest existing parent.
@@ -329,10 +336,12 @@ reboot:
   sample: {"required": true, "reasons": ["the loaded driver is 580.126.20, the module on disk is 580.159.04"]}
 engine:
   description:
-    - The Docker engine - C(kind), C(cdi) (whether it takes CDI devices), C(installed), C(active), C(enabled), C(version),
-      C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
-      (C(config_newer_than_daemon)). C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration or
-      its credential helper (C(credential_helpers), by registry) stores, to compare with and not to recover.
+    - The container engine - C(kind), C(cdi) (whether it takes CDI devices), C(installed), C(active), C(enabled), C(version).
+      Podman has no daemon - where it is installed, it is active.
+    - C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration or its credential helper
+      (C(credential_helpers), by registry) stores, to compare with and not to recover.
+    - Of Docker also C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
+      (C(config_newer_than_daemon)).
   type: dict
   returned: always
 images:
@@ -346,9 +355,10 @@ native_images:
   returned: always
 services:
   description:
-    - By service name, the systemd unit (C(unit)), the container (C(container)), the deployment record (C(record)), the
-      SHA-256 sums of the files the record names as they are now (C(files)), the model cache (C(cache)), and whether its
-      C(watchdog) exists, is C(enabled) and C(active), and C(failed), which is how it gives up.
+    - By service name, the systemd unit (C(unit)), the container (C(container), that of O(engine) if both engines have one),
+      the deployment record (C(record)), the SHA-256 sums of the files the record names as they are now (C(files)), the model
+      cache (C(cache)), what each container engine has of the service (C(engines), lists of V(unit) and V(container)), and
+      whether its C(watchdog) exists, is C(enabled) and C(active), and C(failed), which is how it gives up.
   type: dict
   returned: always
 """
@@ -505,7 +515,7 @@ class HostReader:
         }
 
     def logins(self) -> dict[str, Any]:
-        """What Docker's client would show to registries, and which credential helper it would ask for it."""
+        """What the engine would show to registries, and which credential helper it would ask for it."""
         config = _credentials.parse(self.read("/root/.docker/config.json"))
         helpers, logins = _credentials.helpers(config), _credentials.logins(config)
         for registry, helper in helpers.items():
@@ -515,6 +525,24 @@ class HostReader:
             if login:
                 logins[registry] = _credentials.digest(login)
         return {"logins": logins, "credential_helpers": helpers}
+
+    def podman(self, version: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+        """The same of Podman, which has no daemon: what is installed is active."""
+        installed = bool(self.module.get_bin_path("podman"))
+        engine: dict[str, Any] = {"installed": installed, "kind": "podman" if installed else None, "cdi": False}
+        engine.update(active=installed, enabled=installed, config_newer_than_daemon=False)
+        if not installed:
+            return engine, "", {}
+        engine.update(version=version, cdi=_host.takes_cdi(version))
+        # Podman asks Docker's file for what its own does not have.
+        engine.update(self.logins())
+        images = self.run("podman", "images", "--digests", "--no-trunc", "--format", "json")[1]
+        return engine, self.containers("podman"), _host.parse_podman_images(images)
+
+    def containers(self, engine: str) -> str:
+        """What an engine tells of NIM containers."""
+        ids = self.run(engine, "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
+        return self.run(engine, "inspect", *ids)[1] if ids else ""
 
     def docker(self) -> tuple[dict[str, Any], str, dict[str, Any]]:
         """Engine, what it tells of NIM containers, and local image digests."""
@@ -528,18 +556,17 @@ class HostReader:
         if not info:
             return engine, "", {}
         engine.update(self.logins())
-        ids = self.run("docker", "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
-        inspected = self.run("docker", "inspect", *ids)[1] if ids else ""
+        inspected = self.containers("docker")
         rows = self.run(
             "docker", "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
         )[1]
         images = dict(row.split(" ", 1) for row in rows.splitlines() if "<none>" not in row)
         return engine, inspected, images
 
-    def native_images(self) -> list[str]:
-        """Names of local images whose label tells another way of downloading than the usual one."""
+    def native_images(self, engine: str) -> list[str]:
+        """Names of an engine's images whose label tells another way of downloading than the usual one."""
         label = f"label={PROTOCOL_LABEL}={NATIVE_PROTOCOL}"
-        rows = self.run("docker", "images", "--filter", label, "--format", "{{.Repository}}:{{.Tag}}")[1]
+        rows = self.run(engine, "images", "--filter", label, "--format", "{{.Repository}}:{{.Tag}}")[1]
         return sorted({row for row in rows.split() if "<none>" not in row})
 
     def config_newer(self, unit: dict[str, str]) -> bool:
@@ -595,8 +622,14 @@ class HostReader:
         """Names of the services that have a deployment record."""
         return {os.path.basename(path)[:-5] for path in glob.glob(os.path.join(self.params["state_dir"], "*.json"))}
 
-    def services(self, units: dict[str, dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:
-        """All that the host knows of each NIM service, by name."""
+    def services(
+        self,
+        units: dict[str, dict[str, str]],
+        files: Mapping[str, set[str]],
+        found: Mapping[str, dict[str, Any]],
+    ) -> dict[str, Any]:
+        """All that the host knows of each NIM service, by name. FILES has the units, FOUND the containers, by engine; the wanted one last."""
+        containers = {name: item for of_engine in found.values() for name, item in of_engine.items()}
         named = {unit[4:-8]: unit for unit in units if re.fullmatch(r"nim-[^@]+\.service", unit)}
         cached = glob.glob(os.path.join(self.params["cache_root"], "*", ""))
         names = set(named) | self.recorded()
@@ -613,7 +646,8 @@ class HostReader:
                     "exists": unit.get("LoadState") == "loaded",
                     "active": unit.get("ActiveState"),
                     "sub": unit.get("SubState"),
-                    "enabled": unit.get("UnitFileState") == "enabled",
+                    # Podman's generator makes the unit of a Quadlet file at every boot.
+                    "enabled": unit.get("UnitFileState") in ("enabled", "generated"),
                     "restarts": int(unit.get("NRestarts") or 0),
                     "result": unit.get("Result"),
                     "uptime": self.uptime(unit),
@@ -622,6 +656,7 @@ class HostReader:
                 "record": record,
                 "files": {path: self.checksum(path) for path in (record or {}).get("files", {})},
                 "cache": self.cache(name),
+                "engines": _host.traces(f"nim-{name}", files, found),
                 "watchdog": {
                     "exists": timer.get("LoadState") == "loaded",
                     "enabled": timer.get("UnitFileState") == "enabled",
@@ -631,35 +666,64 @@ class HostReader:
             }
         return services
 
+    def unit_files(self) -> dict[str, set[str]]:
+        """Names of the NIM units that each engine has a file of, without their suffixes."""
+        places = {"docker": "systemd/system/nim-*.service", "podman": "containers/systemd/nim-*.container"}
+        found = {
+            engine: {os.path.basename(path).rpartition(".")[0] for path in glob.glob(self.survey.path("etc", place))}
+            for engine, place in places.items()
+        }
+        # A template is no unit.
+        return {engine: {name for name in names if "@" not in name} for engine, names in found.items()}
+
+    def engine(
+        self, unit: dict[str, str], podman: str | None, files: Mapping[str, set[str]]
+    ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+        """The engine that is asked for, what each engine tells of NIM containers (that one last), and local images.
+
+        UNIT is that of Docker's daemon, PODMAN the version of Podman.
+        """
+        kind = self.params["engine"]
+        if kind == "auto":
+            kind = "podman" if podman and not self.module.get_bin_path("dockerd") else "docker"
+        if kind == "podman":
+            engine, inspected, images = self.podman(podman)
+            active = unit.get("ActiveState") == "active" and self.module.get_bin_path("docker")
+            return engine, {"docker": self.containers("docker") if active else "", "podman": inspected}, images
+        engine, inspected, images = self.docker()
+        engine.update(
+            active=unit.get("ActiveState") == "active",
+            enabled=unit.get("UnitFileState") == "enabled",
+            config_newer_than_daemon=self.config_newer(unit),
+        )
+        # Its containers end with their units; without one there is nothing to ask for.
+        others = self.containers("podman") if files["podman"] else ""
+        return engine, {"podman": others, "docker": inspected}, images
+
     def result(self) -> dict[str, Any]:
         """The whole state."""
         version = self.run("systemctl", "--version")[1].split()
-        paths = glob.glob(self.survey.path("etc", "systemd/system/nim-*.service"))
+        files = self.unit_files()
         names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
-        # A template is no unit.
-        own = {os.path.basename(path) for path in paths if "@" not in path}
-        names += sorted(own)
-        watched = sorted({unit[4:-8] for unit in own} | self.recorded())
+        own = set().union(*files.values())
+        names += sorted(f"{name}.service" for name in own)
+        watched = sorted({name[4:] for name in own} | self.recorded())
         names += [f"nim-watchdog@{name}.{kind}" for name in watched for kind in ("service", "timer")]
         shown = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, *names)[1]
         units = _host.parse_systemctl_show(shown)
-        docker_unit = units.get("docker.service", {})
-        engine, inspected, images = self.docker()
-        engine.update(
-            active=docker_unit.get("ActiveState") == "active",
-            enabled=docker_unit.get("UnitFileState") == "enabled",
-            config_newer_than_daemon=self.config_newer(docker_unit),
-        )
-        in_containers = _host.container_services(inspected)
-        smi, gpus = self.gpus(in_containers)
         self.survey.descriptors()
+        packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
+        podman = self.survey.software(packages, ["podman"], "podman")
+        engine, inspected, images = self.engine(units.get("docker.service", {}), podman, files)
+        in_containers = {
+            key: name for text in inspected.values() for key, name in _host.container_services(text).items()
+        }
+        smi, gpus = self.gpus(in_containers)
         hardware = self.survey.hardware()
         # After nvidia-smi, which may load the module.
         driver = {**smi, **self.survey.driver(hardware, units), "holders": self.survey.gpu_holders(in_containers)}
-        packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
         repositories = self.survey.repositories()
         kernel = self.survey.kernel()
-        podman = self.survey.software(packages, ["podman"], "podman")
         return {
             "hostname": socket.gethostname(),
             "os": self.os(),
@@ -691,8 +755,10 @@ class HostReader:
             "engine": engine,
             "images": images,
             # One more question to the engine, where it has something to answer.
-            "native_images": self.native_images() if images else [],
-            "services": self.services(units, _host.parse_containers(inspected)),
+            "native_images": self.native_images(engine["kind"]) if images else [],
+            "services": self.services(
+                units, files, {kind: _host.parse_containers(text) for kind, text in inspected.items()}
+            ),
         }
 
 
@@ -700,6 +766,7 @@ def main() -> None:
     """Entry point."""
     module = AnsibleModule(
         argument_spec={
+            "engine": {"type": "str", "choices": ["auto", "docker", "podman"], "default": "auto"},
             "paths": {"type": "list", "elements": "path", "default": ["/var/lib/docker", "/var/lib/nim"]},
             "packages": {"type": "list", "elements": "str", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},

@@ -29,6 +29,11 @@ options:
     description: Name of the service.
     type: str
     required: true
+  engine:
+    description: Container engine that has the image.
+    type: str
+    choices: [docker, podman]
+    default: docker
   image:
     description: Image reference to pull, with a tag or a digest.
     type: str
@@ -121,7 +126,7 @@ options:
     elements: str
     default: []
   ulimits:
-    description: Resource limits of the container, as C(docker run) takes them.
+    description: Resource limits of the container, as C(docker run) and C(podman run) take them.
     type: list
     elements: str
     default: []
@@ -187,7 +192,7 @@ options:
 seealso:
   - module: baremetal.nim.chat_completion
 notes:
-  - Needs a running Docker engine and systemd on the host.
+  - Needs a running Docker engine, or Podman, and systemd on the host.
 """
 
 EXAMPLES = r"""
@@ -257,6 +262,7 @@ next_command:
 import errno
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -266,7 +272,7 @@ from typing import Any, NoReturn
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_systemctl_show
+from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify
 
 #: Why root may not, and what helps.
@@ -328,7 +334,7 @@ class Stage:
         self.phase, self.detail, self.last_log = "directory", "", ""
         #: Size of the cache at the end of this slice.
         self.reached = 0
-        self.docker = "/usr/bin/docker"
+        self.engine = f"/usr/bin/{module.params['engine']}"
         self.host_marker = os.path.join(module.params["host_dir"], "staged", f"{module.params['name']}.json")
 
     def run(self, *argv: str) -> tuple[int, str, str]:
@@ -603,10 +609,12 @@ class Stage:
 
     def inspect(self) -> dict[str, Any] | None:
         """The local image."""
-        code, out, err = self.run(self.docker, "image", "inspect", self.params["image"])
-        if code and "no such image" not in err.lower():
-            self.fail(f"docker does not answer: {err.strip()}.", "unit_stopped", command="systemctl status docker")
-        return None if code else json.loads(out)[0]
+        code, out, err = self.run(self.engine, "image", "inspect", self.params["image"])
+        if code and not re.search("no such image|image not known", err, re.IGNORECASE):
+            engine = self.params["engine"]
+            command = {"docker": "systemctl status docker", "podman": "podman info"}[engine]
+            self.fail(f"{engine} does not answer: {err.strip()}.", "unit_stopped", command=command)
+        return None if code else {**(found := json.loads(out)[0]), "Id": image_id(found["Id"])}
 
     def size(self) -> int:
         """Bytes in the cache."""
@@ -705,10 +713,10 @@ class Stage:
             self.fail(
                 f"{self.params['image']} is not on the host, and the service is offline.",
                 "image_missing",
-                command="docker load --input ARCHIVE",
+                command=f"{self.params['engine']} load --input ARCHIVE",
             )
         unit = f"nim-pull-{self.params['name']}.service"
-        argv = _staging.pull_command(self.docker, self.params["image"])
+        argv = _staging.pull_command(self.engine, self.params["image"])
         done = self.carry(unit, f"pull of {self.params['image']}", argv)
         if not done:
             self.detail = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
@@ -744,13 +752,13 @@ class Stage:
             return True
         if not self.params["prefetch"] and not self.params["prefetch_env"]:
             return True
-        before = [self.docker, "rm", "--force", f"nim-stage-{self.params['name']}"]
-        argv = _staging.stage_command(self.docker, self.params, image, bool(key))
+        before = [self.engine, "rm", "--force", f"nim-stage-{self.params['name']}"]
+        argv = _staging.stage_command(self.engine, self.params, image, bool(key))
         return self.carry(self.staging_unit(), self.staging(), argv, key, before)
 
     def main(self) -> dict[str, Any]:
         """The whole way, or as far as the time allows."""
-        self.docker = self.module.get_bin_path("docker") or self.docker
+        self.engine = self.module.get_bin_path(self.params["engine"]) or self.engine
         read_only = self.params["read_only"]
         self.seen()
         for path in [] if read_only else self.directories():
@@ -775,11 +783,13 @@ class Stage:
                 self.fail(
                     f"{self.params['image']} is not there after its pull.",
                     "image_missing",
-                    command=f"docker pull {self.params['image']}",
+                    command=f"{self.params['engine']} pull {self.params['image']}",
                 )
         problem = _staging.contract_problem(self.params["contract"], image)
         if problem:
-            self.fail(problem, "wrong_contract", command=f"docker image inspect {self.params['image']}")
+            self.fail(
+                problem, "wrong_contract", command=f"{self.params['engine']} image inspect {self.params['image']}"
+            )
         self.phase = "weights"
         self.forget_elsewhere(image)
         if read_only and not self.staged(image):
@@ -802,6 +812,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
+            "engine": {"type": "str", "choices": ["docker", "podman"], "default": "docker"},
             "image": {"type": "str", "required": True},
             "repository": {"type": "str", "required": True},
             "path": {"type": "path", "required": True},

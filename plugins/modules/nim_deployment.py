@@ -36,9 +36,12 @@ options:
     choices: [kept, restored]
     required: true
   unit_path:
-    description: The unit file.
+    description: The unit file of a service that Docker runs.
     type: path
     required: true
+  quadlet_path:
+    description: The Quadlet file of a service that Podman runs. Of the two, the record names the one that its deployment has.
+    type: path
   env_path:
     description: The environment file.
     type: path
@@ -107,6 +110,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _deployment
+from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 
 
 def read(path: str) -> bytes | None:
@@ -118,24 +122,17 @@ def read(path: str) -> bytes | None:
         return None
 
 
-def parse(content: bytes | None) -> dict[str, Any] | None:
-    """A record, None when it is none."""
-    try:
-        value = json.loads(content or b"")
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 class Deployment:
     """The deployment of one service on this host, and its copy."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.unit = f"nim-{module.params['name']}.service"
-        #: Name in the copy to the place on the host and the mode there.
+        #: Files that the unit may be made of.
+        self.units = [path for path in (module.params["unit_path"], module.params["quadlet_path"]) if path]
+        #: Name in the copy to the place on the host and the mode there; the unit's is that of the deployment at hand.
         self.files = {
-            "unit": (module.params["unit_path"], 0o644),
+            "unit": (self.units[0], 0o644),
             "env": (module.params["env_path"], 0o600),
             "record": (module.params["record_path"], 0o644),
         }
@@ -143,8 +140,13 @@ class Deployment:
         #: The copy that was there before: when an upgrade fails, it is the way back again. No service can have its name.
         self.before = f"{self.copy}.before"
 
+    def place(self, record: bytes | None) -> None:
+        """Lets the unit's place be that of the deployment that RECORD tells of: another engine has another one."""
+        self.files["unit"] = (_deployment.unit_place(parse_record(record), self.units), 0o644)
+
     def current(self) -> dict[str, bytes | None]:
         """What lies in place."""
+        self.place(read(self.files["record"][0]))
         return {name: read(path) for name, (path, _mode) in self.files.items()}
 
     def kept(self) -> dict[str, bytes | None]:
@@ -192,16 +194,16 @@ class Deployment:
     def keep(self) -> dict[str, Any]:
         """Copies what works."""
         current, kept = self.current(), self.kept()
-        record = parse(current["record"])
+        record = parse_record(current["record"])
         sums = {
             path: None if (data := current[name]) is None else hashlib.sha256(data).hexdigest()
             for name, (path, _mode) in self.files.items()
             if name != "record"
         }
-        todo = _deployment.keepable(record, sums, parse(kept["record"]))
+        todo = _deployment.keepable(record, sums, parse_record(kept["record"]))
         changed = todo == "copy" and current != kept
         if changed and not self.module.check_mode:
-            if _deployment.another(record, parse(kept["record"])):
+            if _deployment.another(record, parse_record(kept["record"])):
                 self.put_aside()
             self.write_copy(current)
         return {"changed": changed, "kept": todo != "none", "record": record if todo != "none" else {}}
@@ -209,7 +211,9 @@ class Deployment:
     def restore(self) -> dict[str, Any]:
         """Brings the copy back."""
         kept, current = self.kept(), self.current()
-        record = parse(kept["record"])
+        record = parse_record(kept["record"])
+        self.place(kept["record"])
+        others = [path for path in self.units if path != self.files["unit"][0] and os.path.exists(path)]
         if record is None or not kept["unit"] or kept["env"] is None:
             self.module.fail_json(
                 msg=(
@@ -223,20 +227,28 @@ class Deployment:
                 record, self.module.params["failed_image"], self.module.params["failed_reason"], now
             )
         result: dict[str, Any] = {"changed": True, "kept": True, "record": record}
-        replaced = any(current[name] != kept[name] for name in ("unit", "env"))
+        replaced = bool(others) or any(current[name] != kept[name] for name in ("unit", "env"))
         if not replaced and not self.systemctl("is-active", "--quiet", self.unit):
             return {**result, "changed": False}
         if self.module.check_mode:
             return result
         # Units that fail to stop, or never existed, are no reason to stay broken.
         self.systemctl("stop", self.unit)
+        if others:
+            # A unit that is made of a Quadlet file cannot be disabled, and needs not be.
+            self.systemctl("disable", self.unit)
+        for path in others:
+            os.unlink(path)
         self.put("env", kept["env"])
         self.put("unit", kept["unit"])
         self.put("record", (json.dumps(record, indent=4, sort_keys=True) + "\n").encode())
         if self.module.params["swap"] and current["record"]:
             self.write_copy(current)
         self.systemctl("reset-failed", self.unit)
+        generated = self.files["unit"][0] == self.module.params["quadlet_path"]
         for argv in (("daemon-reload",), ("enable", self.unit), ("start", self.unit)):
+            if generated and argv[0] == "enable":
+                continue
             said = self.systemctl(*argv)
             if said:
                 self.module.fail_json(
@@ -255,6 +267,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["kept", "restored"], "required": True},
             "unit_path": {"type": "path", "required": True},
+            "quadlet_path": {"type": "path"},
             "env_path": {"type": "path", "required": True},
             "record_path": {"type": "path", "required": True},
             "copy_dir": {"type": "path", "default": "/var/lib/nim/previous"},

@@ -54,10 +54,15 @@ options:
     type: path
     default: /var/lib/nim
   unit_dir:
-    description: Directory of the units.
+    description: Directory of the units that run services by Docker.
     type: path
     default: /etc/systemd/system
+  quadlet_dir:
+    description: Directory of the Quadlet files that run services by Podman.
+    type: path
+    default: /etc/containers/systemd
 notes:
+  - Asks Docker and Podman, whichever are there. An image that a service uses is kept in both.
   - Images share layers, so the disk may gain less than RV(freed_bytes).
   - A container that is given a directory above O(cache_root), such as C(/), is not taken for a user of every cache.
 """
@@ -102,9 +107,14 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _prune
+from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
 
 MOUNTINFO = "/proc/self/mountinfo"
+#: Engine to the program that tells that it is there: `docker` alone may be another name of podman.
+ENGINES = {"docker": "dockerd", "podman": "podman"}
+#: Engine to the command that tells more about it when it fails.
+LOOK = {"docker": "systemctl status docker", "podman": "podman info"}
 
 
 def read(path: str) -> str:
@@ -116,15 +126,6 @@ def read(path: str) -> str:
         return ""
 
 
-def parse(text: str) -> dict[str, Any] | None:
-    """A record, None when it is none."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 class Host:
     """What lies on this host, and who uses it."""
 
@@ -132,7 +133,7 @@ class Host:
         self.module = module
         self.params = module.params
         self.root = module.params["cache_root"]
-        self.docker = module.get_bin_path("docker")
+        self.engines = [name for name, program in ENGINES.items() if module.get_bin_path(program)]
         self.removed: list[dict[str, Any]] = []
         self.kept: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
@@ -171,7 +172,7 @@ class Host:
         if code:
             self.fail(
                 f"{' '.join(argv[:3])} failed: {(err or out).strip()}, wanted to know what is in use. Nothing was removed.",
-                "systemctl status docker",
+                LOOK.get(argv[0], f"systemctl {argv[1]}"),
             )
         return str(out)
 
@@ -180,7 +181,7 @@ class Host:
     def record(self, name: str, path: str, who: str) -> None:
         """Takes note of a record and of what it refers to."""
         self.names.setdefault(name, who)
-        record = parse(read(path))
+        record = parse_record(read(path))
         if record is None:
             self.blind = f"{path} cannot be read and may refer to it"
             self.names[name] = f"{path} cannot be read"
@@ -196,16 +197,17 @@ class Host:
             self.blind = f"{path} cannot be read and may refer to it"
         for volume in _prune.volumes(text):
             self.paths.setdefault(volume, who)
-        for word in text.split():
+        for word in _prune.words(text):
             self.references.setdefault(word, who)
 
     def remembered(self) -> None:
         """Records, units, kept copies and staging on this host."""
         for path in glob.glob(self.own("services", "*.json")):
             self.record(os.path.basename(path)[:-5], path, "deployed")
-        for path in glob.glob(os.path.join(self.params["unit_dir"], "nim-*.service")):
+        units = glob.glob(os.path.join(self.params["unit_dir"], "nim-*.service"))
+        for path in units + glob.glob(os.path.join(self.params["quadlet_dir"], "nim-*.container")):
             unit = os.path.basename(path)
-            self.names.setdefault(unit[4:-8], f"unit {unit}")
+            self.names.setdefault(unit[4:].rpartition(".")[0], f"unit {unit}")
             self.unit(path, f"unit {unit}")
         for path in glob.glob(self.own("previous", "*", "")):
             # NAME.new is a copy that was not finished.
@@ -214,8 +216,8 @@ class Host:
                 continue
             self.record(name, os.path.join(path, "record"), "kept for rollback")
             self.unit(os.path.join(path, "unit"), f"kept for rollback of {name}")
-        units = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "nim-pull-*", "nim-stage-*")
-        for name, unit in _prune.staging(units).items():
+        shown = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "nim-pull-*", "nim-stage-*")
+        for name, unit in _prune.staging(shown).items():
             self.names.setdefault(name, unit)
 
     def upgrading(self, name: str) -> bool:
@@ -227,27 +229,24 @@ class Host:
             return True
         return bool(deployed == copied)
 
-    def inspected(self, *listing: str) -> list[dict[str, Any]]:
-        """``docker inspect`` of what a listing names."""
-        if not self.docker:
-            return []
+    def inspected(self, engine: str, *listing: str) -> list[dict[str, Any]]:
+        """What ``inspect`` of an engine tells of what a listing names."""
         for last in (False, False, True):
-            ids = sorted(set(self.run(self.docker, *listing).split()))
+            ids = sorted(set(self.run(engine, *listing).split()))
             if not ids:
                 return []
             kind = "image" if listing[0] == "image" else "container"
-            code, out, err = self.module.run_command([self.docker, kind, "inspect", *ids])
+            code, out, err = self.module.run_command([engine, kind, "inspect", *ids])
             if not code:
                 return list(json.loads(out))
             if last:
-                self.fail(
-                    f"docker {kind} inspect failed: {err.strip()}. Nothing was removed.", "systemctl status docker"
-                )
+                self.fail(f"{engine} {kind} inspect failed: {err.strip()}. Nothing was removed.", LOOK[engine])
         return []
 
     def running(self) -> None:
         """All containers, also those of others."""
-        found = _prune.containers(self.inspected("ps", "--all", "--quiet", "--no-trunc"))
+        listed = [self.inspected(engine, "ps", "--all", "--quiet", "--no-trunc") for engine in self.engines]
+        found = _prune.containers(item for items in listed for item in items)
         for known, more in (
             (self.names, found["names"]),
             (self.paths, found["paths"]),
@@ -263,7 +262,7 @@ class Host:
         entries = []
         for item in sorted(os.scandir(self.root), key=lambda entry: entry.name):
             kind = "link" if item.is_symlink() else "directory" if item.is_dir(follow_symlinks=False) else "other"
-            staged = parse(read(self.own("staged", f"{item.name}.json"))) or {}
+            staged = parse_record(read(self.own("staged", f"{item.name}.json"))) or {}
             here = staged.get("path") == item.path
             marker = parse_marker(read(os.path.join(item.path, STAGED_MARKER))) if kind == "directory" else None
             foreign = here and bool(staged.get("read_only"))
@@ -288,7 +287,7 @@ class Host:
         os.rename(path, doomed)
         shutil.rmtree(doomed)
         note = self.own("staged", f"{name}.json")
-        if (parse(read(note)) or {}).get("path") == path:
+        if (parse_record(read(note)) or {}).get("path") == path:
             os.unlink(note)
 
     def caches(self) -> None:
@@ -311,23 +310,30 @@ class Host:
 
     # -- images --------------------------------------------------------------------------------------------------------
 
+    def remove_image(self, engine: str, references: list[str]) -> str:
+        """Removes an image under all its names; why it could not be, empty when it is gone."""
+        code, out, err = self.module.run_command([engine, "image", "rm", *references])
+        # The last tag takes the digests of its repository along.
+        gone = ("No such image", "image not known")
+        refused = [
+            line for line in (err or out).splitlines() if line.strip() and not any(word in line for word in gone)
+        ]
+        return refused[0].strip() if code and refused else ""
+
     def images(self) -> None:
         """Removes images of this collection that nobody uses."""
         noted = read(self.own("repositories"))
         known = _prune.known_repositories(self.records, noted, self.params["images"])
-        found = self.inspected("image", "ls", "--quiet", "--no-trunc")
-        plan = _prune.plan_images(found, known, self.references, self.blind)
-        self.kept += plan["keep"]
-        for item in plan["remove"]:
-            references = item.pop("references")
-            if not self.module.check_mode:
-                code, out, err = self.module.run_command([str(self.docker), "image", "rm", *references])
-                # The last tag takes the digests of its repository along.
-                refused = [line for line in (err or out).splitlines() if line.strip() and "No such image" not in line]
-                if code and refused:
-                    self.kept.append({"path": item["path"], "reason": f"docker keeps it: {refused[0].strip()}"})
-                    continue
-            self.removed.append(item)
+        for engine in self.engines:
+            found = self.inspected(engine, "image", "ls", "--quiet", "--no-trunc")
+            plan = _prune.plan_images(found, known, self.references, self.blind)
+            self.kept += plan["keep"]
+            for item in plan["remove"]:
+                refusal = "" if self.module.check_mode else self.remove_image(engine, item.pop("references"))
+                if refusal:
+                    self.kept.append({"path": item["path"], "reason": f"{engine} keeps it: {refusal}"})
+                else:
+                    self.removed.append({key: item[key] for key in ("path", "reason", "bytes")})
 
     def prune(self) -> dict[str, Any]:
         """All of it; who uses what is known before anything is removed."""
@@ -355,6 +361,7 @@ def main() -> None:
             "unknown": {"type": "bool", "default": False},
             "host_dir": {"type": "path", "default": "/var/lib/nim"},
             "unit_dir": {"type": "path", "default": "/etc/systemd/system"},
+            "quadlet_dir": {"type": "path", "default": "/etc/containers/systemd"},
         },
         supports_check_mode=True,
     )

@@ -96,6 +96,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils import _host, _kerne
 from ansible_collections.baremetal.nim.plugins.module_utils._survey import Survey
 
 UNIT_FILES = "/etc/systemd/system"
+#: Podman's generator makes units of these.
+QUADLET_FILES = "/etc/containers/systemd"
 
 
 class Swap:
@@ -147,9 +149,9 @@ class Swap:
 
     def units(self) -> dict[str, dict[str, str]]:
         """State of every unit that may hold a GPU."""
-        paths = glob.glob(f"{UNIT_FILES}/nim-*.service")
+        paths = glob.glob(f"{UNIT_FILES}/nim-*.service") + glob.glob(f"{QUADLET_FILES}/nim-*.container")
         # A template is no unit.
-        names = sorted(name for name in map(os.path.basename, paths) if "@" not in name)
+        names = sorted({f"{os.path.basename(path).rpartition('.')[0]}.service" for path in paths if "@" not in path})
         names += [*_kernel_module.TELEMETRY, *_kernel_module.FABRIC, *_kernel_module.PERSISTENCE]
         names += [_kernel_module.CDI_REFRESH, _kernel_module.CDI_WATCH]
         shown = self.run("systemctl", "show", "--property", "Id,LoadState,ActiveState", *names)[1]

@@ -69,6 +69,13 @@ RUN_FLAGS: dict[str, Any] = {
     "devices": ["/dev/fuse"],
     "tmpfs": {"/run": "exec", "/tmp": "exec"},
 }
+#: Podman's images lie on the one volume that a host has.
+PODMAN_STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "/var/lib/docker/podman"
+runroot = "/run/containers/storage"
+"""
 
 
 def say(text: str) -> None:
@@ -302,6 +309,9 @@ class Lab:
             add(tar, "usr/local/share/ca-certificates/lab.crt", authority)
             # Of containers on the host.
             add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
+            # A host may have no cgroup controllers, and overlays want what is no overlay.
+            add(tar, "etc/containers/containers.conf", f'[containers]\ndns_servers = ["{address}"]\npids_limit = 0\n')
+            add(tar, "etc/containers/storage.conf", PODMAN_STORAGE)
             for path, text in (more or {}).items():
                 add(tar, path, text)
         return buffer.getvalue()

@@ -16,7 +16,18 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ask, eventually, lab, play, play_and_kill, served_key, service
+from conftest import (
+    ENGINE,
+    ask,
+    eventually,
+    lab,
+    play,
+    play_and_kill,
+    served_key,
+    service,
+    vendor_call,
+    weight_requests,
+)
 
 pytestmark = pytest.mark.usefixtures("journal")
 
@@ -24,18 +35,22 @@ HOST = "gpu01"
 OLD, NEW = "1.8.6", "2.0.5"
 
 
-def deploy(playbook="services", **changes):
+def deploy(playbook="services", engine=ENGINE, **changes):
     """Deploys the service of the host, changed."""
-    return play(playbook, limit=HOST, extra={"nim_services": [service(HOST, **changes)]})
+    return play(
+        playbook, limit=HOST, extra={"nim_container_engine": engine, "nim_services": [service(HOST, **changes)]}
+    )
 
 
 def record(host):
     return json.loads(host.file("/var/lib/nim/services/llama.json").content_string)
 
 
-def container(host):
-    """Image and configuration that run, by Docker's word."""
-    return host.check_output("docker inspect --format '{{.Config.Image}} {{json .Config.Env}}' nim-llama")
+def container(host, engine=ENGINE):
+    """Image and environment that run, by the engine's word. Podman names the container in it, which is new with each start."""
+    config = json.loads(host.check_output(f"{engine} inspect nim-llama"))[0]["Config"]
+    env = sorted(item for item in config["Env"] if not item.startswith("HOSTNAME="))
+    return f"{config['Image']} {env}"
 
 
 def tag(host):
@@ -268,3 +283,48 @@ def test_fleet_upgrade_stops_at_the_host_that_rolled_back(host):
     run = deploy("upgrade", tag=NEW)
     assert run.returncode == 0, run.stdout
     assert tag(host) == NEW and ask(HOST)
+
+
+OTHER = {"docker": "podman", "podman": "docker"}[ENGINE]
+UNITS = {"docker": "/etc/systemd/system/nim-llama.service", "podman": "/etc/containers/systemd/nim-llama.container"}
+
+
+def settled(host, engine, gone):
+    """Whether a host has the service under one engine, and nothing of it under the other."""
+    assert host.file(UNITS[engine]).exists and not host.file(UNITS[gone]).exists
+    assert container(host, engine) and "nim-llama" not in host.run(f"{gone} ps --all --format '{{{{.Names}}}}'").stdout
+    assert record(host)["engine"] == engine and ask(HOST)
+    return host.check_output("systemctl is-active nim-llama") == "active"
+
+
+def test_failed_move_to_another_engine_comes_back(host):
+    """The other engine is installed first; then the service fails there."""
+    assert play("host", limit=HOST, extra={"nim_container_engine": OTHER}).returncode == 0
+    run = deploy(engine=OTHER, tag=NEW, env={"NIM_LAB_FAULT": "crash_at_start"}, start_timeout=20)
+    assert run.returncode == 2 and "Rolled back:" in run.stdout, run.stdout
+    assert settled(host, ENGINE, OTHER)
+
+
+@pytest.mark.parametrize(("engine", "gone"), [(OTHER, ENGINE), (ENGINE, OTHER)], ids=["there", "and back"])
+def test_another_engine_takes_over(host, engine, gone):
+    vendor_call("DELETE")
+    run = deploy("site", engine=engine, tag=NEW)
+    assert run.returncode == 0, run.stdout
+    assert settled(host, engine, gone)
+    assert weight_requests() == 0, "weights stay what they are"
+    again = deploy("site", engine=engine, tag=NEW)
+    assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
+
+
+def test_rollback_goes_back_to_the_engine_before(host):
+    for engine, gone in ((OTHER, ENGINE), (ENGINE, OTHER)):
+        run = play("rollback", limit=HOST, extra={"nim_rollback": "llama"})
+        assert run.returncode == 0, run.stdout
+        assert settled(host, engine, gone)
+
+
+def test_removal_leaves_nothing_of_either_engine(host):
+    run = play("remove", limit=HOST, extra={"nim_services": [service(HOST, tag=NEW)]})
+    assert run.returncode == 0, run.stdout
+    assert not [path for path in UNITS.values() if host.file(path).exists]
+    assert host.run("systemctl cat nim-llama").rc != 0

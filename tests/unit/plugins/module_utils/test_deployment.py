@@ -42,6 +42,20 @@ def test_reason_of_a_failure_stays_one_short_line():
 
 
 @pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        ({"files": {"/quadlet": "1", "/env": "2"}}, "/quadlet"),
+        ({"files": {"/unit": "1", "/env": "2"}}, "/unit"),
+        ({"files": {"/env": "2"}}, "/unit"),
+        ({}, "/unit"),
+        (None, "/unit"),
+    ],
+)
+def test_unit_place(record, place):
+    assert _deployment.unit_place(record, ["/unit", "/quadlet"]) == place
+
+
+@pytest.mark.parametrize(
     ("record", "words"),
     [
         ({}, "-"),

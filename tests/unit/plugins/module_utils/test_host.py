@@ -584,6 +584,83 @@ def test_containers():
     }
 
 
+def test_containers_of_podman_are_told_as_those_of_docker():
+    text = (FIXTURES / "podman/inspect.json").read_text()
+    assert _host.parse_containers(text) == {
+        "nim-test": {
+            "service": "test",
+            "config_hash": "abc",
+            "image": "nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct:1.8.6",
+            "image_id": "sha256:4e943acfe4bdf557691f1d290be0274d2e46991a1f42adeb3b2225ab527987a4",
+            "running": True,
+            "started_at": "2026-11-24T00:08:23.604978067Z",
+            "exit_code": 0,
+            "restart_count": 0,
+            "ports": [8001],
+        }
+    }
+    (known,) = _host.container_services(text).items()
+    assert known == ("fabc97546dc2e8e9017ccfdb75161284fb6033600ae0673ede597f91d2d595d5", "test")
+
+
+REPOSITORY, SUMS = "nvcr.io/nim/meta/llama", ("sha256:" + "1" * 64, "sha256:" + "2" * 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        pytest.param(
+            (FIXTURES / "podman/images.json").read_text(),
+            {
+                "nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct@sha256:ba636482fdab82d3326c2e280aa7fcb0092a538d776a29df52ce11c62255ffd2": (
+                    "sha256:4e943acfe4bdf557691f1d290be0274d2e46991a1f42adeb3b2225ab527987a4"
+                )
+            },
+            id="recorded",
+        ),
+        pytest.param(
+            json.dumps([{"Id": "ab", "RepoDigests": [f"{REPOSITORY}@{digest}" for digest in SUMS]}]),
+            {f"{REPOSITORY}@{digest}": "sha256:ab" for digest in SUMS},
+            id="several-architectures",
+        ),
+        pytest.param(json.dumps([{"Id": "ab", "RepoDigests": None}]), {}, id="built-here"),
+        pytest.param("[]", {}, id="none"),
+        pytest.param("null", {}, id="null"),
+        pytest.param("", {}, id="no-answer"),
+    ],
+)
+def test_images_of_podman(text, images):
+    assert _host.parse_podman_images(text) == images
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("ab", "sha256:ab"), ("sha256:ab", "sha256:ab"), ("", "")], ids=["podman", "docker", "none"]
+)
+def test_image_id(text, told):
+    assert _host.image_id(text) == told
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"),
+    [("5.4.2", True), ("4.10", True), ("4.1.0", True), ("4.0.3", False), ("3.4.4", False), (None, False)],
+)
+def test_podman_that_takes_cdi_devices(version, takes):
+    assert _host.takes_cdi(version) is takes
+
+
+@pytest.mark.parametrize(
+    ("units", "containers", "told"),
+    [
+        ({"docker": ["nim-llama"], "podman": []}, {"docker": {"nim-llama": {}}, "podman": {}}, {"docker": ["unit", "container"]}),
+        ({"docker": [], "podman": ["nim-llama"]}, {"docker": {"nim-llama": {}}, "podman": {}}, {"docker": ["container"], "podman": ["unit"]}),
+        ({"docker": ["nim-other"], "podman": []}, {"docker": {}, "podman": {"nim-other": {}}}, {}),
+    ],
+    ids=["docker", "in-between", "another"],
+)  # fmt: skip
+def test_traces_of_a_unit(units, containers, told):
+    assert _host.traces("nim-llama", units, containers) == told
+
+
 @pytest.mark.parametrize("text", ["", "[]\n"], ids=["nothing", "empty-list"])
 def test_no_containers(text):
     assert _host.parse_containers(text) == {}

@@ -320,6 +320,51 @@ def test_docker_that_is_going_to_be_installed_counts(found, wanted, refused):
 
 
 @pytest.mark.parametrize(
+    ("system", "podman", "told"),
+    [
+        (("Debian", "12"), None, "4.3.1"),
+        (("Ubuntu", "22"), None, "3.4.4"),
+        (("Ubuntu", "22"), "4.9.4", None),
+        (("Debian", "13"), None, None),
+        (("Debian", "13"), "5.4.2", None),
+        (("Debian", "13"), "4.7.2", "4.7.2"),
+        (("Ubuntu", "24"), "4.9.3", None),
+    ],
+)
+def test_podman_that_is_too_old_for_quadlet(system, podman, told):
+    distribution, major = system
+    system = {**host()["os"], "distribution": distribution, "major": major}
+    seen = host(podman={"version": podman} if podman else None, os=system)
+    problem = told_of("podman_version", seen, {**WANTED, "engine": "podman"}, [LLAMA])
+    assert bool(problem) == bool(told)
+    for words in [f"({distribution} {major}) is {told}, wanted 4.8 or newer", "nim_container_engine: docker"] * bool(
+        told
+    ):
+        assert words in problem[0]
+    # Beside Docker it may be as old as it likes.
+    assert not told_of("podman_version", seen, WANTED, [LLAMA])
+
+
+def test_podman_that_the_system_would_bring_must_read_what_the_toolkit_writes():
+    noble = host(podman=None, os={**host()["os"], "distribution": "Ubuntu", "major": "24"})
+    wanted = {**WANTED, "engine": "podman", "toolkit": {"version": "1.20.0-1", "feature_flags": [], "engine": "podman"}}
+    problem = told_of("podman_version", noble, wanted, [LLAMA])
+    assert "Podman is 4.9.3" in problem[0] and "cdi_feature_flags" in problem[0]
+    assert not told_of("podman_version", noble, {**wanted, "engine": "docker"}, [LLAMA])
+
+
+def test_docker_is_not_looked_at_when_podman_is_wanted():
+    wanted = {**WANTED, "engine": "podman", "docker_version": "29.5.0"}
+    assert preflight_problems(host(engine={"version": "29.5.1"}, podman={"version": "5.4.2"}), wanted, [LLAMA]) == []
+
+
+def test_podman_is_installed_by_dnf_as_well():
+    fedora = host(os={**host()["os"], "package_manager": "dnf"}, engine={"installed": False})
+    assert not told_of("package_manager", fedora, {**WANTED, "engine": "podman"}, [LLAMA])
+    assert told_of("package_manager", fedora, WANTED, [LLAMA])
+
+
+@pytest.mark.parametrize(
     ("podman", "toolkit", "flags", "refused"),
     [
         ("4.9.3", "1.19.1-1", [], True),
@@ -617,7 +662,7 @@ def test_the_toolkit_is_asked_for_as_its_role_asks():
     wanted = yaml.safe_load((roles / "preflight/vars/main.yml").read_text())["__preflight_wanted"]
     for text in (wanted["docker_version"], *wanted["toolkit"].values()):
         name, default = re.fullmatch(r"{{ (\w+) \| default\((.*)\) }}", text).groups()
-        assert yaml.safe_load(default) == defaults[name], name
+        assert yaml.safe_load(default) == defaults[name] or f"{{{{ {default} }}}}" == defaults[name], name
 
 
 def test_all_problems_at_once():
@@ -742,6 +787,15 @@ def test_absent_service_wants_no_port():
             "docker-proxy", {"unit": {"exists": True}, "record": {"url": "http://127.0.0.1:8000"}}, 0, id="own"
         ),
         pytest.param("docker-proxy", {"unit": {"exists": True}, "record": None}, 0, id="own-first-deployment"),
+        pytest.param(
+            "conmon", {"unit": {"exists": True}, "record": None, "engines": {"podman": ["unit"]}}, 0, id="own-of-podman"
+        ),
+        pytest.param(
+            "conmon",
+            {"unit": {"exists": True}, "record": None, "engines": {"docker": ["unit"]}},
+            1,
+            id="of-another-engine",
+        ),
         pytest.param(
             "docker-proxy", {"unit": {"exists": True}, "record": {"url": "http://a:8005"}}, 1, id="moved-onto-it"
         ),

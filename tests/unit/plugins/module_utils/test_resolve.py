@@ -33,6 +33,10 @@ DEFAULTS = {
 HOST = {"gpus": parse_nvidia_smi((FIXTURES / "h200-x2" / "idle.xml").read_text())["gpus"], "services": {}, "images": {}}
 GPU0, GPU1 = (gpu["uuid"] for gpu in HOST["gpus"])
 UNSET = object()
+UNIT_PATHS = {
+    "docker": "/etc/systemd/system/nim-llama.service",
+    "podman": "/etc/containers/systemd/nim-llama.container",
+}
 HUB = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 SHARES = {"gpu_shared": True, "env": {"NIM_KVCACHE_PERCENT": 0.4}}
 
@@ -72,6 +76,7 @@ def test_classic_service():
     assert resolve(LLAMA) == [
         {
             "name": "llama",
+            "engine": "docker",
             "state": "present",
             "unit": "nim-llama.service",
             "container": "nim-llama",
@@ -79,6 +84,7 @@ def test_classic_service():
             "cache_read_only": False,
             "cache_marker": "cache",
             "unit_path": "/etc/systemd/system/nim-llama.service",
+            "unit_paths": UNIT_PATHS,
             "env_path": "/etc/nim/llama.env",
             "key_path": "/etc/nim/llama.key",
             "record_path": "/var/lib/nim/services/llama.json",
@@ -481,11 +487,13 @@ def test_absent_service_needs_a_name_only(remove_cache, expected):
     (service,) = resolve({key: value for key, value in entry.items() if value is not UNSET})
     assert service == {
         "name": "llama",
+        "engine": "docker",
         "state": "absent",
         "unit": "nim-llama.service",
         "container": "nim-llama",
         "cache": "/var/lib/nim/cache/llama",
         "unit_path": "/etc/systemd/system/nim-llama.service",
+        "unit_paths": UNIT_PATHS,
         "env_path": "/etc/nim/llama.env",
         "key_path": "/etc/nim/llama.key",
         "record_path": "/var/lib/nim/services/llama.json",
@@ -989,6 +997,19 @@ def test_place_of_the_cache_restarts_but_does_not_stage_again():
     assert here["stage_key"] == there["stage_key"]
 
 
+def test_engine_restarts_but_does_not_stage_again():
+    docker, podman = resolve(spec())[0], resolve(spec(), engine="podman")[0]
+    assert (docker["unit_path"], podman["unit_path"]) == (UNIT_PATHS["docker"], UNIT_PATHS["podman"])
+    assert docker["config_hash"] != podman["config_hash"]
+    assert {key for key in docker if docker[key] != podman[key]} == {"engine", "unit_path", "config_hash"}
+
+
+def test_engine_that_is_none_is_told():
+    with pytest.raises(ResolveError) as caught:
+        resolve(spec(), engine="rkt")
+    assert caught.value.problems == ["nim_container_engine is 'rkt', wanted docker or podman."]
+
+
 # -- changes -----------------------------------------------------------------------------------------------------------
 
 REFERENCE = f"{IMAGE}@{DIGEST}"
@@ -1067,6 +1088,12 @@ GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restart
             id="unit-restarting",
         ),
         pytest.param({"unit.enabled": False}, {"deploy": ["unit is not enabled"]}, id="unit-not-enabled"),
+        pytest.param({"engines": {"docker": ["unit", "container"]}}, {}, id="engine-that-is-wanted"),
+        pytest.param(
+            {"engines": {"docker": ["unit", "container"], "podman": ["unit"]}},
+            {"deploy": ["podman still has its unit"]},
+            id="left-by-the-other-engine",
+        ),
         pytest.param({"unit": GONE, "container": None}, {"deploy": ["unit is absent"]}, id="unit-removed-by-hand"),
         pytest.param(
             {"files": {**FILES, SERVICE["env_path"]: "33cc"}},
@@ -1185,11 +1212,32 @@ def test_a_new_service_is_staged_and_deployed(host):
         ),
         pytest.param({"unit": GONE, "container": None, "record": None, "cache": None}, True, [], id="nothing-left"),
         pytest.param({"container": None, "record": None}, False, ["unit present"], id="interrupted-removal"),
+        pytest.param(
+            {"unit": GONE, "container": None, "record": None, "engines": {"podman": ["unit"]}},
+            False,
+            ["unit present"],
+            id="file-that-systemd-does-not-know",
+        ),
     ],
 )
 def test_changes_of_an_absent_service(changes, remove_cache, expected):
     (service,) = resolve({"name": "llama", "state": "absent", "remove_cache": remove_cache})
     assert reasons(service_changes([service], host_with(changes))) == {**NOTHING, "remove": expected}
+
+
+def test_another_engine_deploys_anew():
+    (service,) = resolve(LLAMA, engine="podman")
+    changes = service_changes([service], host_with({"engines": {"docker": ["unit", "container"]}}, {}))
+    assert reasons(changes) == {
+        "stage": ["image is not on the host"],
+        "watch": [],
+        "deploy": [
+            "configuration changed",
+            "running container has another configuration",
+            "docker still has its unit and container",
+        ],
+        "remove": [],
+    }
 
 
 def test_absent_on_a_virgin_host_is_nothing_to_do():

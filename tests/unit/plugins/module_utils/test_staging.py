@@ -21,6 +21,7 @@ REPOSITORY = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
 IMAGE_ID = "sha256:0c58bd6b07f7c7b2c1a6bb5a9ac0a1bba5ab59fa30c8ce2a3a40d4bd3f0f1a2b"
 SERVICE = {
     "name": "llama",
+    "engine": "docker",
     "image": f"{REPOSITORY}:1.8.6",
     "path": "/var/lib/nim/cache/llama",
     "mounts": {"": "/opt/nim/.cache"},
@@ -66,6 +67,15 @@ TWO_VOLUMES = [
     "/var/lib/nim/cache/llama/model:/model",
 ]
 SPEECH = {**BARE, "prefetch": ["nim_download_to_cache"], "prefetch_entrypoint": True}
+
+
+def test_podman_stages_without_limits_that_docker_has_not():
+    service, image = {**SERVICE, "engine": "podman"}, {**IMAGE, "Id": IMAGE_ID}
+    docker = _staging.stage_command("/usr/bin/podman", SERVICE, image, True)
+    podman = _staging.stage_command("/usr/bin/podman", service, image, True)
+    assert [word for word in podman if word not in docker] == ["--pids-limit", "0", "label=disable"]
+    at = len(HEAD)
+    assert podman[at:] == ["--pids-limit", "0", "--security-opt", "label=disable", *docker[at:]]
 
 
 def test_pull_command():
@@ -280,6 +290,15 @@ d5fd17ec1767: Pull complete
 Digest: sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1
 Status: Downloaded newer image for nvcr.io/nim/meta/llama-3.1-8b-instruct:1.8.6
 """.splitlines()
+PODMAN_PULL = """\
+Trying to pull nvcr.io/nim/meta/llama-3.1-8b-instruct:1.8.6...
+Getting image source signatures
+Copying blob sha256:ae9bde08f42d6df4a183ab924864935d1a0bb9a23d73faef3b6bc29d22c8494a
+Copying blob sha256:65ba0662916acac0e288a59713d76cba3b57be5f44663b4ca1943a3cf0a63a33
+Copying config sha256:4e943acfe4bdf557691f1d290be0274d2e46991a1f42adeb3b2225ab527987a4
+Writing manifest to image destination
+4e943acfe4bdf557691f1d290be0274d2e46991a1f42adeb3b2225ab527987a4
+""".splitlines()
 
 
 @pytest.mark.parametrize(
@@ -291,6 +310,8 @@ Status: Downloaded newer image for nvcr.io/nim/meta/llama-3.1-8b-instruct:1.8.6
         pytest.param(PULL[:10], "1 of 3 layers", id="one"),
         pytest.param(PULL, "3 of 3 layers", id="all"),
         pytest.param([*PULL[:10], *PULL[2:10]], "1 of 3 layers", id="told-twice"),
+        pytest.param(PODMAN_PULL[:2], "asking the registry", id="podman-asks"),
+        pytest.param(PODMAN_PULL, "2 layers", id="podman"),
     ],
 )
 def test_pull_progress(lines, words):

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _unit
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, Fault
 
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
 UNIT = "nim-llama.service"
 FIRST = "5ae2f1a4b0a64f7e9d3a4fd0a5a6f0b1"
 SECOND = "0c1d5e7fb2aa4c0c8f7f5f3a39a5c2de"
@@ -300,6 +303,12 @@ def test_last_life_of_a_clean_exit():
 )
 def test_last_words(lines, words):
     assert _unit.last_words(lines) == words
+
+
+def test_words_of_podman_are_none_of_the_service():
+    recorded = (FIXTURES / "podman/journal.txt").read_text().splitlines()
+    assert _unit.last_words(recorded) == recorded[0]
+    assert _unit.classify(recorded) is None
 
 
 def test_commands_are_argument_lists():

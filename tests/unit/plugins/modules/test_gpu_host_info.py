@@ -335,8 +335,90 @@ def test_service_of_a_deployed_host(call, deployed):
             "mode": f"{cache.stat().st_mode & 0o7777:04o}",
             "staged": {"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"},
         },
+        "engines": {"docker": ["unit", "container"]},
         "watchdog": {"exists": True, "enabled": True, "active": True, "failed": False},
     }
+
+
+@pytest.fixture
+def podman(deployed):
+    """The same host with llama run by Podman, beside Docker."""
+    (deployed.root / "etc/systemd/system/nim-llama.service").unlink()
+    deployed.write("/etc/containers/systemd/nim-llama.container", "[Container]\n")
+    shown = deployed.unit("docker.service") + "\n" + deployed.unit("nim-llama.service", UnitFileState="generated")
+    deployed.command("systemctl", __version=SYSTEMD, show=shown)
+    deployed.command("docker", info=json.dumps(DOCKER_INFO), ps="", images="")
+    deployed.command("dpkg-query", _W="ii  docker.io 26.1.5+dfsg1-9\nii  podman 5.4.2+ds1-2+b2\n")
+    images = json.dumps([{"Id": IMAGE_ID[7:], "RepoDigests": [f"{IMAGE}@{DIGEST}"]}])
+    container = {**CONTAINER, "Id": CONTAINER_ID, "Name": "nim-llama", "Image": IMAGE_ID[7:]}
+    deployed.command("podman", ps=f"{CONTAINER_ID}\n", inspect=json.dumps([container]), images=images)
+    return deployed
+
+
+@pytest.mark.parametrize("there", ["both", "podman"])
+def test_engine_without_a_daemon(call, podman, there):
+    if there == "podman":
+        (podman.bin / "dockerd").unlink()
+    result = call(engine="podman" if there == "both" else "auto")
+    assert result["engine"] == {
+        "installed": True,
+        "kind": "podman",
+        "cdi": True,
+        "active": True,
+        "enabled": True,
+        "version": "5.4.2",
+        "logins": {"nvcr.io": hashlib.sha256(b"$oauthtoken:nvapi-secret").hexdigest()},
+        "credential_helpers": {},
+        "config_newer_than_daemon": False,
+    }
+    assert result["images"] == {f"{IMAGE}@{DIGEST}": IMAGE_ID}
+    llama = result["services"]["llama"]
+    assert (llama["unit"]["exists"], llama["unit"]["enabled"], llama["engines"]) == (
+        True,
+        True,
+        {"podman": ["unit", "container"]},
+    )
+    assert (llama["container"]["image_id"], llama["container"]["ports"]) == (IMAGE_ID, [8000])
+    assert [line.split(" --")[0] for line in podman.asked("podman")] == [
+        "podman images",
+        "podman ps -aq",
+        f"podman inspect {CONTAINER_ID}",
+        "podman images",
+    ]
+    # Docker is asked for its containers alone, in case one has still to be stopped.
+    assert [line.split(" --")[0] for line in podman.asked("docker")] == ["docker ps -aq"]
+
+
+def test_podman_that_is_not_installed(call, deployed):
+    result = call(engine="podman")
+    assert (result["engine"]["installed"], result["engine"]["kind"], result["engine"]["active"]) == (False, None, False)
+    assert (result["images"], result["services"]["llama"]["engines"]) == ({}, {"docker": ["unit", "container"]})
+    assert result["services"]["llama"]["container"]["running"]
+
+
+def test_service_that_podman_still_runs(call, podman):
+    """Docker is wanted again: what Podman has of the service is seen."""
+    llama = call(engine="docker")["services"]["llama"]
+    assert llama["engines"] == {"podman": ["unit", "container"]} and llama["container"]["running"]
+
+
+def test_container_of_the_wanted_engine_is_told(call, podman):
+    other = {**CONTAINER, "State": {"Running": False}}
+    podman.command("docker", ps="c1f7\n", inspect=json.dumps([other]))
+    for engine, running in (("podman", True), ("docker", False)):
+        llama = call(engine=engine)["services"]["llama"]
+        assert llama["container"]["running"] is running
+        assert llama["engines"] == {"docker": ["container"], "podman": ["unit", "container"]}
+
+
+def test_gpu_of_a_container_of_podman(call, podman):
+    podman.command("nvidia-smi", out=(FIXTURES / "h200-x2/busy.xml").read_text())
+    podman.write("/proc/4712/cgroup", f"0::/system.slice/nim-llama.service/libpod-payload-{CONTAINER_ID}\n")
+    podman.write("/proc/4712/comm", "python3\n")
+    (podman.root / "proc/4712/fd").mkdir()
+    (podman.root / "proc/4712/fd/3").symlink_to("/dev/nvidia0")
+    (holder,) = call(engine="podman")["driver"]["holders"]
+    assert holder == {"pid": 4712, "name": "python3", "unit": None, "service": "llama"}
 
 
 def test_reads_with_few_commands_and_changes_nothing(call, deployed):

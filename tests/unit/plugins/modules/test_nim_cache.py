@@ -132,6 +132,10 @@ class Lab:
         content = {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, **changes}
         (self.cache / STAGED_MARKER).write_text(json.dumps(content) if text is None else text)
 
+    def marker_of(self, reference):
+        """Lets the marker name an image by REFERENCE."""
+        (self.cache / STAGED_MARKER).write_text(json.dumps({**self.staged(), "image_reference": reference}))
+
     def staged(self):
         """What the marker says."""
         return json.loads((self.cache / STAGED_MARKER).read_text())
@@ -249,6 +253,7 @@ def test_from_nothing(lab, call):
     docker = str(lab.root / "bin/docker")
     service = {
         "name": "llama",
+        "engine": "docker",
         "devices": ["nvidia.com/gpu=0"],
         "ulimits": ["nofile=65536"],
         "capabilities": None,
@@ -291,6 +296,42 @@ def test_the_key_is_given_on_standard_input_of_the_download_only(lab, call):
     assert (lab.root / f"{STAGE}.stdin").read_text() == f"{KEY}\n"
     assert (lab.root / f"{STAGE}.modes").read_text().split() == ["600", "700"]
     assert not (lab.root / f"{PULL}.stdin").exists()
+
+
+def test_podman_stages_as_docker_does(lab, call):
+    """Podman says in its own words that there is no image, and ids without the name of the sum."""
+    (lab.root / "bin/docker").unlink()
+    script = lab.root / "bin/podman"
+    script.write_text(
+        RECORD.format(lab=lab.root)
+        + COMMANDS["docker"].replace("Error response from daemon: No such image: $3", "Error: $3: image not known")
+    )
+    script.chmod(0o755)
+    lab.image([{**INSPECTED[0], "Id": IMAGE_ID[7:]}], there=False)
+    lab.unit(PULL, EXITED)
+    lab.unit(STAGE, EXITED)
+    result = call(engine="podman")
+    assert (result["image_id"], result["image_reference"], lab.staged()["image_reference"]) == (
+        IMAGE_ID,
+        REFERENCE,
+        REFERENCE,
+    )
+    pull, stage = (command[command.index("--") + 1 :] for command in lab.commands() if command[0] == "systemd-run")
+    assert pull == [str(script), "pull", IMAGE]
+    assert stage[:2] == [str(script), "run"] and "label=disable" in stage and IMAGE_ID in stage
+    # An id that a marker got from Docker is the same image.
+    lab.marker_of(IMAGE_ID)
+    assert call(engine="podman")["changed"] is False
+
+
+def test_podman_that_does_not_answer(lab, fail):
+    script = lab.root / "bin/podman"
+    script.write_text("#!/bin/sh\necho 'Error: database is locked' >&2\nexit 125\n")
+    script.chmod(0o755)
+    result = fail(engine="podman")
+    assert (
+        "podman does not answer: Error: database is locked" in result["msg"] and result["next_command"] == "podman info"
+    )
 
 
 @pytest.mark.parametrize("api_key", [None, ""], ids=["none", "empty"])

@@ -34,6 +34,11 @@ class Host:
         self.systemctl.write_text(SYSTEMCTL)
         self.systemctl.chmod(0o755)
 
+    def engine(self, name):
+        """Lets another engine have the next deployment: the role removes the unit file of the one before."""
+        self.paths["unit"].unlink(missing_ok=True)
+        self.paths["unit"] = self.root / {"docker": "nim-llama.service", "podman": "nim-llama.container"}[name]
+
     def deploy(self, version, verified=True):
         """What the role writes: the files and, once it is verified, the record of them."""
         self.paths["unit"].write_text(f"ExecStart=nim-run {IMAGE}:{version}\n")
@@ -78,6 +83,10 @@ def call(host, capsys):
             **options,
         }
         args |= {f"{name}_path": str(path) for name, path in host.paths.items()}
+        args |= {
+            "unit_path": str(host.root / "nim-llama.service"),
+            "quadlet_path": str(host.root / "nim-llama.container"),
+        }
         with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(SystemExit):
             nim_deployment.main()
         return json.loads(capsys.readouterr().out)
@@ -197,6 +206,43 @@ def test_on_demand_it_goes_back_and_forth(host, call):
     assert host.version() == ("1", "1")
     assert call("restored", swap=True)["record"]["image"] == f"{IMAGE}:2"
     assert host.version() == ("2", "2")
+
+
+@pytest.mark.parametrize(("before", "after"), [("docker", "podman"), ("podman", "docker")])
+def test_upgrade_to_another_engine_that_fails_comes_back(host, call, before, after):
+    host.engine(before)
+    host.deploy("1")
+    call("kept")
+    there = host.paths["unit"]
+    host.engine(after)
+    host.deploy("2", verified=False)
+    assert call("restored")["changed"] and host.version() == ("1", "1")
+    assert there.exists() and not host.paths["unit"].exists()
+    verbs = [line.split()[0] for line in host.calls()]
+    ends = ["daemon-reload", "enable", "start"] if before == "docker" else ["daemon-reload", "start"]
+    assert verbs == ["stop", "disable", "reset-failed", *ends]
+    # What came back is kept again before the next attempt.
+    assert call("kept")["kept"]
+
+
+def test_on_demand_it_goes_back_and_forth_between_engines(host, call):
+    host.deploy("1")
+    call("kept")
+    host.engine("podman")
+    host.deploy("2")
+    docker, podman = host.root / "nim-llama.service", host.root / "nim-llama.container"
+    for version, here, gone in (("1", docker, podman), ("2", podman, docker), ("1", docker, podman)):
+        assert call("restored", swap=True)["record"]["image"] == f"{IMAGE}:{version}"
+        assert host.version() == (version, version)
+        assert here.read_text() == f"ExecStart=nim-run {IMAGE}:{version}\n" and not gone.exists()
+
+
+def test_switch_that_was_cut_off_before_anything_was_written_heals(host, call):
+    """The other engine's file is there already, that of the deployment not yet gone."""
+    host.deploy("1")
+    call("kept")
+    (host.root / "nim-llama.container").write_text("[Container]\n")
+    assert call("restored")["changed"] and not (host.root / "nim-llama.container").exists()
 
 
 @pytest.mark.parametrize("lost", ["unit", "env", "record", None])

@@ -1,21 +1,23 @@
 # Copyright: Contributors to the baremetal.nim collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module on real directories; docker and systemctl are small scripts that answer from files and write down what they are told."""
+"""The module on real directories; docker, podman and systemctl are small scripts that answer from files and write down what they are told."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_prune
 
 REPOSITORY = "nvcr.io/nim/meta/llama"
 OLD, NEW, LAST = (f"{REPOSITORY}@sha256:{digit * 64}" for digit in "abc")
-DOCKER = """\
+ENGINE = """\
 #!/bin/sh
 [ ! -e "$0.err" ] || { cat "$0.err" >&2; exit 1; }
 case "$1 $2" in
@@ -41,13 +43,14 @@ def image(reference, number):
 
 
 class Host:
-    """A host with caches."""
+    """A host with caches, and one engine."""
 
-    def __init__(self, root):
-        self.root, self.cache = root, root / "cache"
+    def __init__(self, root, engine):
+        self.root, self.cache, self.engine = root, root / "cache", engine
         self.cache.mkdir()
         self.bin = root / "bin"
-        for name, body in (("docker", DOCKER), ("systemctl", SYSTEMCTL)):
+        programs = {engine: ENGINE, "systemctl": SYSTEMCTL, **({"dockerd": ""} if engine == "docker" else {})}
+        for name, body in programs.items():
             self.write(f"bin/{name}", body).chmod(0o755)
         self.write("mountinfo", "22 1 254:0 / / rw - ext4 /dev/vda rw\n")
 
@@ -70,27 +73,41 @@ class Host:
             self.write(f"nim/previous/{name}/unit", f"ExecStart=nim-run {reference}\n")
 
     def images(self, *references):
-        self.write("bin/docker.images", "".join(f"sha256:{number}\n" for number in range(len(references))))
-        self.write("bin/docker.inspected", json.dumps([image(item, number) for number, item in enumerate(references)]))
+        found = [{**image(item, number), "Id": self.id(number)} for number, item in enumerate(references)]
+        self.write(f"bin/{self.engine}.images", "".join(f"{item['Id']}\n" for item in found))
+        self.write(f"bin/{self.engine}.inspected", json.dumps(found))
 
-    def container(self, name, source, image_id="sha256:99"):
-        self.write("bin/docker.ps", "0123\n")
-        item = {"Name": f"/{name}", "Image": image_id, "Config": {"Image": "x"}, "Mounts": [{"Source": str(source)}]}
-        self.write("bin/docker.containers", json.dumps([item]))
+    def id(self, number):
+        """The id of an image as the engine writes it."""
+        return f"sha256:{number}" if self.engine == "docker" else str(number)
+
+    def container(self, name, source, number=99):
+        self.write(f"bin/{self.engine}.ps", "0123\n")
+        item = {
+            "Name": f"/{name}",
+            "Image": self.id(number),
+            "Config": {"Image": "x"},
+            "Mounts": [{"Source": str(source)}],
+        }
+        self.write(f"bin/{self.engine}.containers", json.dumps([item]))
 
     def removed_images(self):
-        log = self.bin / "docker.removed"
+        log = self.bin / f"{self.engine}.removed"
         return [line.split()[2:] for line in log.read_text().splitlines()] if log.exists() else []
 
     def left(self):
         return sorted(path.name for path in self.cache.iterdir())
 
 
-@pytest.fixture
-def host(tmp_path, monkeypatch):
+@pytest.fixture(params=["docker", "podman"])
+def host(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    # Not the engines of the machine that runs the tests.
+    monkeypatch.setattr(
+        AnsibleModule, "get_bin_path", lambda _self, name, *_args: shutil.which(name, path=f"{tmp_path}/bin")
+    )
     monkeypatch.setattr(nim_prune, "MOUNTINFO", str(tmp_path / "mountinfo"))
-    return Host(tmp_path)
+    return Host(tmp_path, request.param)
 
 
 @pytest.fixture
@@ -101,6 +118,7 @@ def call(host, capsys):
             "cache_root": str(host.cache),
             "host_dir": str(host.root / "nim"),
             "unit_dir": str(host.root / "units"),
+            "quadlet_dir": str(host.root / "quadlets"),
             **options,
         }
         with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(SystemExit):
@@ -207,10 +225,14 @@ def test_cache_whose_marker_the_host_keeps(host, call, read_only):
     assert note.exists() is read_only
 
 
-def test_cache_of_another_name_that_a_service_was_given(host, call):
+@pytest.mark.parametrize(
+    ("unit", "volume"),
+    [("units/nim-llama.service", "  --volume {} \\\n"), ("quadlets/nim-llama.container", "Volume={}\n")],
+)
+def test_cache_of_another_name_that_a_service_was_given(host, call, unit, volume):
     host.staged("shared")
     assert call(services=["llama"], caches=[str(host.cache / "shared")])["removed"] == []
-    host.write("units/nim-llama.service", f"--volume {host.cache}/shared:/opt/nim/.cache:ro \\\n")
+    host.write(unit, volume.format(f"{host.cache}/shared:/opt/nim/.cache:ro"))
     assert call()["removed"] == []
 
 
@@ -253,10 +275,17 @@ def test_image_of_a_removed_service_is_known_by_the_note(host, call):
     assert [item["path"] for item in call()["removed"]] == [OLD]
 
 
-def test_image_that_only_a_unit_names_stays(host, call):
+@pytest.mark.parametrize(
+    ("unit", "text"),
+    [
+        ("units/nim-llama.service", "ExecStart=nim-run nim-llama 60 \\\n  {}\n"),
+        ("quadlets/nim-llama.container", "ContainerName=nim-llama\nImage={}\n"),
+    ],
+)
+def test_image_that_only_a_unit_names_stays(host, call, unit, text):
     host.images(OLD)
     host.write("nim/repositories", f"{REPOSITORY}\n")
-    host.write("units/nim-llama.service", f"ExecStart=nim-run nim-llama 60 \\\n  {OLD}\n")
+    host.write(unit, text.format(OLD))
     assert call()["removed"] == []
 
 
@@ -270,24 +299,25 @@ def test_unreadable_record_keeps_all_images(host, call, path):
 
 
 @pytest.mark.parametrize(
-    ("said", "gone"), [("Error: No such image: x", True), ("conflict: container 1 uses it", False)]
+    ("said", "gone"),
+    [("Error: No such image: x", True), ("Error: x: image not known", True), ("conflict: container 1 uses it", False)],
 )
-def test_docker_that_refuses(host, call, said, gone):
+def test_engine_that_refuses(host, call, said, gone):
     host.images(OLD)
     host.write("nim/repositories", f"{REPOSITORY}\n")
-    host.write("bin/docker.refuses", f"{said}\n")
+    host.write(f"bin/{host.engine}.refuses", f"{said}\n")
     result = call()
     assert bool(result["removed"]) is gone
-    assert gone or result["kept"] == [{"path": OLD, "reason": f"docker keeps it: {said}"}]
+    assert gone or result["kept"] == [{"path": OLD, "reason": f"{host.engine} keeps it: {said}"}]
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["docker", "systemctl"])
+@pytest.mark.parametrize("command", ["engine", "systemctl"])
 def test_who_does_not_answer_is_not_guessed(host, call, command):
     host.staged("unused")
-    host.write(f"bin/{command}.err", "Cannot connect")
+    host.write(f"bin/{host.engine if command == 'engine' else command}.err", "Cannot connect")
     result = call()
     assert result["failed"] and "Cannot connect" in result["msg"] and "Nothing was removed." in result["msg"]
     assert host.left() == ["unused"]

@@ -115,7 +115,7 @@ def test_a_daemon_that_does_not_end_is_told(lab, call, said, warned):
     (lab / "bin/systemctl").write_text(f'#!/bin/sh\n[ "$1" = is-active ] || {{ echo "{said}" >&2; exit 5; }}\n')
     result = call(state="absent")
     assert result["changed"] is False
-    assert [said in str(warning) for warning in result.get("warnings", [])] == [True] * warned, result
+    assert any(said in str(warning) for warning in result.get("warnings", [])) == warned, result
 
 
 def test_an_earlier_daemon_makes_way(lab, call, port):

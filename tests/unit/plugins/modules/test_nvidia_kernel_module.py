@@ -113,6 +113,7 @@ def host(tmp_path, monkeypatch):
     home = Host(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr(nvidia_kernel_module, "UNIT_FILES", str(tmp_path / "etc"))
+    monkeypatch.setattr(nvidia_kernel_module, "QUADLET_FILES", str(tmp_path / "quadlets"))
     return home
 
 
