@@ -140,12 +140,13 @@ def in_container(host: Any, command: str) -> str:
 
 def container_id(host: Any) -> str:
     """The container of the service, and since when it runs."""
-    return str(host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' nim-llama"))
+    return str(host.check_output(f"{ENGINE} inspect --format '{{{{.Id}}}} {{{{.State.StartedAt}}}}' nim-llama"))
 
 
 def served_key(host: Any) -> str:
     """The key in the environment of the service's server; empty when it has none."""
-    pids = "$(docker top nim-llama -eo pid | tail -n +2)"
+    top = {"docker": "docker top nim-llama -eo pid", "podman": "podman top nim-llama hpid"}[ENGINE]
+    pids = f"$({top} | tail -n +2)"
     return str(
         host.check_output(
             f"for pid in {pids}; do tr '\\0' '\\n' < /proc/$pid/environ; done | sed -n s/^NGC_API_KEY=//p"
