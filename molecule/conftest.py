@@ -149,7 +149,7 @@ def served_key(host: Any) -> str:
     pids = f"$({top} | tail -n +2)"
     return str(
         host.check_output(
-            f"for pid in {pids}; do tr '\\0' '\\n' < /proc/$pid/environ; done | sed -n s/^NGC_API_KEY=//p"
+            f"for pid in {pids}; do tr '\\0' '\\n' < /proc/$pid/environ; done | sed -n s/^NGC_API_KEY=//p | sort -u"
         )
     )
 

@@ -15,7 +15,19 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from conftest import ROOT, ask, eventually, in_container, lab, machine, play, play_command, play_environment, service
+from conftest import (
+    ROOT,
+    ask,
+    container_id,
+    eventually,
+    in_container,
+    lab,
+    machine,
+    play,
+    play_command,
+    play_environment,
+    service,
+)
 
 HOST = "gpu01"
 
@@ -87,19 +99,16 @@ def test_slow_shutdown_is_bounded_and_told(host):
 def test_watchdog_restarts_what_is_dead_behind_a_green_health(host):
     """The timer comes every minute; here nobody waits for it."""
 
-    def started():
-        return host.check_output("docker inspect --format '{{.Id}}' nim-llama")
-
     def look():
         host.check_output("systemctl start nim-watchdog@llama.service")
         return host.check_output(f"journalctl -u nim-llama --since=@{since} -o cat --no-pager")
 
-    before, since = started(), host.check_output("date +%s")
+    before, since = container_id(host), host.check_output("date +%s")
     code, output, _seconds = deploy(watchdog={"idle": 1, "failures": 2})
     assert code == 0 and "watchdog changed" in output, output
     assert host.service("nim-watchdog@llama.timer").is_enabled
     assert ask(HOST) and "dead_engine" not in look()
-    assert started() == before
+    assert container_id(host) == before
 
     in_container(host, "touch /tmp/lab-kill-engine")
     told = eventually(lambda: (said := look()) * ("restarting (1 of 3 in an hour)" in said), 30)
@@ -107,7 +116,7 @@ def test_watchdog_restarts_what_is_dead_behind_a_green_health(host):
     assert told.index("failure 1 of 2") < told.index("restarting"), told
     eventually(lambda: ask(HOST))
     eventually(lambda: "nim-llama: answers again" in look(), 30)
-    assert started() != before
+    assert container_id(host) != before
 
     code, output, _seconds = deploy(watchdog=False)
     assert code == 0 and not host.service("nim-watchdog@llama.timer").is_running, output
