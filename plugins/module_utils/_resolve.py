@@ -155,6 +155,8 @@ class Service:
         self.name = str(spec.get("name", ""))
         self.problems: list[str] = []
         self.notes: list[str] = []
+        #: Whether name and tag alone told the contract.
+        self.guessed = False
 
     def problem(self, text: str) -> None:
         """Notes a problem of this service."""
@@ -204,8 +206,9 @@ class Service:
         """Name of the image generation."""
         name = self.choice("contract", "auto", ["auto", *CONTRACTS])
         if name == "auto":
-            # The label of an image that is on the host tells for certain.
+            # The label of an image tells for certain.
             native = f"{image}:{tag}" in (self.host.get("native_images") or [])
+            self.guessed = not native
             name = "native" if native else contract_of(image, tag)
             if not name:
                 self.problem(
@@ -530,6 +533,7 @@ class Service:
             **common,
             **image,
             "contract": contract_name,
+            "contract_guessed": self.guessed,
             "model": str(self.spec.get("model") or ""),
             "gpus": gpus,
             "gpu_request": self.gpu_request(),

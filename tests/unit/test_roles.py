@@ -193,9 +193,19 @@ def test_tasks_with_the_key_hide_it_unless_told_otherwise(role):
             elif "block" not in task and any(re.search(rf"\b{name}\b", str(task)) for name in holders):
                 shown.append(task)
     assert set(hidden) <= {f"{{{{ {role}_secure_logging }}}}"}
-    assert [task["baremetal.nim.nim_cache"]["api_key"] for task in shown] == (
-        ["{{ omit if __model_cache_service.offline else model_cache_api_key }}"] if role == "model_cache" else []
+    given = {
+        module: task[module]["api_key"] for task in shown for module in task if module.startswith("baremetal.nim.")
+    }
+    assert given == (
+        {
+            "baremetal.nim.nim_cache": "{{ omit if __model_cache_service.offline else model_cache_api_key }}",
+            "baremetal.nim.nim_image_info": "{{ model_cache_api_key }}",
+        }
+        if role == "model_cache"
+        else {}
     )
+    for module in given:
+        assert documentation("modules", module.rpartition(".")[2])["options"]["api_key"], module
     assert hidden or shown
 
 

@@ -94,6 +94,7 @@ def test_classic_service():
             "digest": "",
             "image": f"{IMAGE}:1.8.6",
             "contract": "classic",
+            "contract_guessed": True,
             "model": "",
             "gpus": ["0"],
             "gpu_request": None,
@@ -332,6 +333,17 @@ def test_label_of_an_image_on_the_host_tells_its_contract():
     assert [resolve(entry, host=host)[0]["contract"] for host in (HOST, labelled)] == ["llm", "native"]
     assert resolve({**entry, "contract": "classic"}, host=labelled)[0]["contract"] == "classic"
     assert resolve({**entry, "tag": "2.4.1"}, host=labelled)[0]["contract"] == "llm"
+
+
+@pytest.mark.parametrize(
+    ("said", "native", "guessed"),
+    [({}, False, True), ({"contract": "auto"}, False, True), ({}, True, False), ({"contract": "llm"}, False, False)],
+    ids=["nothing said", "auto", "label known", "said"],
+)
+def test_contract_that_only_name_and_tag_tell_is_a_guess(said, native, guessed):
+    image = f"{LLAMA['image']}:{LLAMA['tag']}"
+    host = {**HOST, "native_images": [image] if native else []}
+    assert resolve({**LLAMA, **said}, host=host)[0]["contract_guessed"] is guessed
 
 
 @pytest.mark.parametrize(
