@@ -78,11 +78,14 @@ class Steady(asyncio.Protocol):
             self._answer(head.split(b" ", 2), rest[:length], at)
 
     def _answer(self, words: list[bytes], body: bytes, at: float) -> None:
-        if words[0] == b"GET":
+        if words[:2] == [b"GET", b"/v1/models"]:
             data = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode()
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(data), data)
             )
+            return
+        if words[:2] != [b"POST", b"/v1/chat/completions"]:
+            self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
             return
         asked = json.loads(body)
         tokens = asked.get("max_completion_tokens") or asked.get("max_tokens") or 16
