@@ -26,10 +26,10 @@ class ActionModule(SlicedAction):
         # By this name a slice finds the benchmark that one before began, even if its answer was lost.
         args = {**self._task.args, "run_id": uuid.uuid4().hex}
         where = args.get("baseline_file")
+        find: Any = self._find_needle
         if where and args.get("baseline") is None:
             try:
-                path = self._find_needle("files", str(where))
-                with open(path, encoding="utf-8") as file:
+                with open(find("files", str(where)), encoding="utf-8") as file:
                     args["baseline"] = load_baseline(file.read(), str(where))
             except (AnsibleError, OSError, ValueError) as exc:
                 return {"failed": True, "msg": str(exc)}

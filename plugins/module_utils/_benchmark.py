@@ -168,13 +168,14 @@ def label_of(step: Mapping[str, Any]) -> str:
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 # Short and common: most tokenizers make one token of each, with the space before it.
-_WORDS = (
+_COMMON = (
     "time year people way day man thing woman life child world school state family student group country problem hand part "
     "place case week company system program question work government number night point home water room mother area money "
     "story fact month lot right study book eye job word business issue side kind head house service friend father power "
     "hour game line end member law car city community name president team minute idea body information back parent face "
     "others level office door health person art war history party result change morning reason research girl guy moment air"
-).split()
+)
+_WORDS = _COMMON.split()
 
 
 class Prompts:
@@ -244,7 +245,7 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
 class Record:
     """One request: times by one monotonic clock, counts, and what went wrong."""
 
-    __slots__ = ("chunks", "done", "error", "first", "gaps", "last", "text", "usage", "start")
+    __slots__ = ("chunks", "done", "error", "first", "gaps", "last", "start", "text", "usage")
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -392,15 +393,15 @@ def timeline(records: Sequence[Record], begin: float, points: int = 60) -> list[
     ends = [record.last for record in records if record.error is None and record.last is not None]
     span = max([end - begin for end in ends] + [0.0])
     width = max(1.0, math.ceil(span / points))
-    slots: list[list[Record]] = [[] for _number in range(int(span // width) + 1)]
+    # A rest of less than half a slot is in the last one, which is longer then.
+    slots: list[list[Record]] = [[] for _number in range(max(1, round(span / width)))]
     for record in records:
         end = record.last if record.error is None and record.last is not None else record.start
         slots[max(0, min(len(slots) - 1, int((end - begin) // width)))].append(record)
     found = []
     for number, slot in enumerate(slots):
         good = [record for record in slot if record.error is None]
-        # The last slot is shorter than the others, unless the run is.
-        length = min(width, max(span - number * width, 0.001)) if number == len(slots) - 1 else width
+        length = max(span - number * width, 0.001) if number == len(slots) - 1 else width
         ttft = statistics(record.metrics()["ttft_ms"] for record in good)
         found.append(
             {
@@ -549,18 +550,19 @@ def fault_of(result: Mapping[str, Any], options: Mapping[str, Any]) -> Fault | N
         if step["error_rate"] > options["max_error_rate"] or not step["completed"]:
             kinds = sorted(step["errors"].items(), key=lambda item: -item[1]["count"])
             kind, entry = kinds[0] if kinds else ("slow", {"sample": "no request ended"})
-            seen = f"{label_of(step)}: {step['failed_requests']} of {step['requests']} requests failed ({entry['sample']})"
+            seen = (
+                f"{label_of(step)}: {step['failed_requests']} of {step['requests']} requests failed ({entry['sample']})"
+            )
             evidence = [f"{name}: {data['count']} times, such as: {data['sample']}" for name, data in kinds]
             wanted = f"an error rate of at most {options['max_error_rate']:g}"
             return Fault(kind, seen, wanted, evidence)
     failed = [entry for entry in result["gates"] if not entry["passed"]]
     if failed:
-        return Fault(
-            "slow",
-            "; ".join(told(entry) for entry in failed[:3]) + (f" and {len(failed) - 3} more" if failed[3:] else ""),
-            "; ".join(entry["wanted"] for entry in failed[:3]),
-            [f"{told(entry)}, wanted {entry['wanted']}" for entry in failed],
-        )
+        lines = [f"{told(entry)}, wanted {entry['wanted']}" for entry in failed]
+        more = f" (and {len(lines) - 3} more)" if lines[3:] else ""
+        # The last of those told ends the sentence that Fault makes.
+        seen = "; ".join([*lines[: min(3, len(lines)) - 1], told(failed[min(3, len(failed)) - 1])])
+        return Fault("slow", seen, failed[min(3, len(failed)) - 1]["wanted"] + more, lines)
     worse = [entry for entry in result["comparison"] if entry["regression"]]
     if worse:
         lines = [

@@ -108,10 +108,13 @@ class Job:
                 self._write("result", work(tell))
             except (Gone, FileNotFoundError):
                 shutil.rmtree(self.path, ignore_errors=True)
-            except Exception:  # its words are the result
-                self._write("result", {"failed": True, "msg": "the benchmark failed", "exception": traceback.format_exc()})
             status = 0
         finally:
+            if status:
+                # Nobody reads what a process in the background says when it dies.
+                words = {"failed": True, "msg": "the benchmark failed", "exception": traceback.format_exc()}
+                with contextlib.suppress(OSError):
+                    self._write("result", words)
             # Nothing of the module that was forked may run a second time.
             os._exit(status)
 

@@ -24,7 +24,13 @@ from urllib.parse import urlsplit
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
 from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Prompts, Reading, Record
-from ansible_collections.baremetal.nim.plugins.module_utils._chat import CHAT_PATH, choose_model, http_fault, parse_json, read_models
+from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
+    CHAT_PATH,
+    choose_model,
+    http_fault,
+    parse_json,
+    read_models,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
 
 _TICK = 0.25
@@ -122,7 +128,7 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._take(data, answer, at)
-        except Exception as exc:  # whatever it is, it is of this request alone
+        except (Fault, ValueError) as exc:
             self.close()
             if not answer.future.done():
                 answer.future.set_exception(exc)
@@ -385,7 +391,9 @@ class Run:
             task.cancel()
             await asyncio.wait({task})
             limit = self._options["timeout"]
-            raise Fault("slow", f"the benchmark did not end within {limit:g} s", "its end: raise timeout, or ask for less")
+            raise Fault(
+                "slow", f"the benchmark did not end within {limit:g} s", "its end: raise timeout, or ask for less"
+            )
         return task.result()
 
     async def _all(self) -> dict[str, Any]:
@@ -403,7 +411,9 @@ class Run:
         finally:
             client.close()
         if options["prompts"] is None and all(step["input_tokens_mean"] is None for step in steps):
-            self.warnings.append("The server does not count tokens: those of the prompts are guessed, one for each word.")
+            self.warnings.append(
+                "The server does not count tokens: those of the prompts are guessed, one for each word."
+            )
         return {
             "model": self._model,
             "workload": {

@@ -504,7 +504,9 @@ def main() -> None:
     phase, detail = job.status()
     elapsed = float((options["resume"] or {}).get("elapsed") or 0.0)
     history = [{"at": elapsed, "phase": phase, "detail": detail}]
-    module.exit_json(changed=False, waiting=True, phase=phase, history=history, last_log="", resume={"elapsed": elapsed})
+    module.exit_json(
+        changed=False, waiting=True, phase=phase, history=history, last_log="", resume={"elapsed": elapsed}
+    )
 
 
 def finish(module: AnsibleModule, result: dict[str, Any]) -> None:

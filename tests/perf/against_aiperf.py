@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "unit"))
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark  # noqa: E402
-from steady_server import MODEL, steady  # noqa: E402
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
+from steady_server import MODEL, steady
 
 WORKER = """
 import json, sys
@@ -42,9 +42,9 @@ def children() -> float:
 
 
 def tokenizer(directory: pathlib.Path) -> pathlib.Path:
-    """A tokenizer of a hundred words: aiperf wants one, and may fetch none."""
-    words = "a i you he she it we they the of and to in is that not with for be this have do shall what thy no so as but".split()
-    vocabulary = {word: number for number, word in enumerate(["<unk>", *words])}
+    """A tokenizer of few words: aiperf wants one, and may fetch none."""
+    words = "<unk> a i you he she it we they the of and to in is that not with for be this have do shall what thy no so as but"
+    vocabulary = {word: number for number, word in enumerate(words.split())}
     directory.mkdir()
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
     (directory / "tokenizer.json").write_text(
@@ -82,7 +82,11 @@ def ours(url: str, args: argparse.Namespace, requests: int) -> tuple[dict[str, A
         [sys.executable, "-c", WORKER], input=json.dumps(options), text=True, stdout=subprocess.PIPE, check=True
     )
     step = json.loads(done.stdout)
-    numbers = {f"{name} {stat}": step[name][stat] for name in ("ttft_ms", "itl_ms", "e2e_ms") for stat in ("mean", "p50", "p99")}
+    numbers = {
+        f"{name} {stat}": step[name][stat]
+        for name in ("ttft_ms", "itl_ms", "e2e_ms")
+        for stat in ("mean", "p50", "p99")
+    }
     numbers["tokens_per_s_user mean"] = step["tokens_per_s_user"]["mean"]
     numbers.update({name: step[name] for name in ("output_tokens_per_s", "requests_per_s")})
     return numbers, children() - before
@@ -94,7 +98,12 @@ def theirs(url: str, args: argparse.Namespace, requests: int, scratch: pathlib.P
     command = [args.aiperf, "profile", "--model", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming"]
     command += ["--concurrency", str(args.concurrency), "--request-count", str(requests)]
     command += ["--warmup-request-count", str(args.concurrency), "--random-seed", "1"]
-    command += ["--synthetic-input-tokens-mean", str(args.input_tokens), "--output-tokens-mean", str(args.output_tokens)]
+    command += [
+        "--synthetic-input-tokens-mean",
+        str(args.input_tokens),
+        "--output-tokens-mean",
+        str(args.output_tokens),
+    ]
     command += ["--tokenizer", str(scratch / "tokenizer"), "--use-server-token-count", "--ui", "none"]
     command += ["--artifact-dir", str(artifacts)]
     before = children()
@@ -105,7 +114,11 @@ def theirs(url: str, args: argparse.Namespace, requests: int, scratch: pathlib.P
         sys.exit(f"aiperf failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     export = json.loads(found[0].read_text())
     numbers = {}
-    for name, tag in (("ttft_ms", "time_to_first_token"), ("itl_ms", "inter_token_latency"), ("e2e_ms", "request_latency")):
+    for name, tag in (
+        ("ttft_ms", "time_to_first_token"),
+        ("itl_ms", "inter_token_latency"),
+        ("e2e_ms", "request_latency"),
+    ):
         for stat, key in (("mean", "avg"), ("p50", "p50"), ("p99", "p99")):
             numbers[f"{name} {stat}"] = export[tag][key]
     numbers["tokens_per_s_user mean"] = export["output_token_throughput_per_user"]["avg"]

@@ -20,10 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "unit"))
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark  # noqa: E402
-from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint  # noqa: E402
-from ansible_collections.baremetal.nim.plugins.module_utils._load import Run  # noqa: E402
-from steady_server import MODEL, steady  # noqa: E402
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
+from ansible_collections.baremetal.nim.plugins.module_utils._load import Run
+from steady_server import MODEL, steady
 
 #: Requests in flight, tokens of each answer.
 CASES = ((16, 1), (64, 1), (64, 64), (256, 64))
@@ -36,7 +36,14 @@ Numbers = dict[str, float]
 def options(url: str, level: int, tokens: int, seconds: float) -> dict[str, Any]:
     """Options of the module."""
     given = {name: fact.get("default") for name, fact in _benchmark.ARGUMENT_SPEC.items()}
-    return {**given, "url": url, "concurrency": [level], "output_tokens": tokens, "input_tokens": 64, "duration": seconds}
+    return {
+        **given,
+        "url": url,
+        "concurrency": [level],
+        "output_tokens": tokens,
+        "input_tokens": 64,
+        "duration": seconds,
+    }
 
 
 def ours(url: str, level: int, tokens: int, seconds: float) -> Numbers:
