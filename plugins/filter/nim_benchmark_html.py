@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: nim_benchmark_html
 short_description: Draw a report of benchmarks as one HTML file
-version_added: 1.1.0
+version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Turns what P(baremetal.nim.nim_benchmark_report#filter) gives into a page with plots, tables, limits and failures. The page needs

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: nim_benchmark_report
 short_description: Report the benchmarks of a fleet
-version_added: 1.1.0
+version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Turns the variables of hosts after the benchmark stage into one report.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: nim_benchmark
 short_description: Measure the latency and throughput of a NIM endpoint, and hold it to limits
-version_added: 1.1.0
+version_added: 1.0.0
 description:
   - Sends streamed chat completions to an OpenAI-compatible endpoint and measures them, one step for each value of
     O(concurrency) (closed loop, so many requests are always in flight) or O(request_rate) (open loop, requests come at random
