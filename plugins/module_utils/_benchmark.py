@@ -62,7 +62,6 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "seed": {"type": "int", "default": 0},
     "slo": {
         "type": "dict",
-        "default": {},
         "options": {
             "ttft_ms": {"type": "float"},
             "itl_ms": {"type": "float"},
@@ -131,7 +130,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
         problems.append(f"max_error_rate is {options['max_error_rate']:g}, it must be a share from 0 to 1")
     if options["prompts"] is not None and not any(text.strip() for text in options["prompts"]):
         problems.append("prompts has no text: give at least one, or leave it out for made-up ones")
-    for name, bound in options["slo"].items():
+    for name, bound in (options["slo"] or {}).items():
         if bound is not None and not 0 < bound < math.inf:
             problems.append(f"slo.{name} is {bound:g}, it must be above 0")
     for number, gate in enumerate(options["gates"], 1):
@@ -149,7 +148,7 @@ def _gate_problems(gate: Mapping[str, Any], options: Mapping[str, Any]) -> Itera
         yield "give min or max"
     if gate["metric"] in RATES and gate["stat"]:
         yield "it is one number and has no stat"
-    if gate["metric"] == "goodput_per_s" and not any(bound is not None for bound in options["slo"].values()):
+    if gate["metric"] == "goodput_per_s" and not any(bound is not None for bound in (options["slo"] or {}).values()):
         yield "goodput needs slo"
     if gate["at"] is not None and gate["at"] not in levels(options):
         yield f"at {gate['at']:g} is not a value of the sweep"

@@ -113,7 +113,10 @@ class _Connection(asyncio.Protocol):
         if answer is None or answer.future.done():
             return
         if self._in_body and self._left == -1 and exc is None:
-            self._finish(answer, self._now())
+            try:
+                self._finish(answer, self._now())
+            except Fault as fault:
+                answer.future.set_exception(fault)
             return
         begun = self._in_body or bool(self._buffer)
         answer.future.set_exception(Broken(shorten(str(exc)) if exc else "connection closed", begun))
@@ -493,7 +496,7 @@ class Run:
                 finally:
                     await _stop(ticking)
             busy = (time.process_time() - before) / max(self._now() - begin, 0.001) * 100
-        facts.update(_benchmark.summarize(records, options["slo"]))
+        facts.update(_benchmark.summarize(records, options["slo"] or {}))
         facts["client_cpu_percent"] = round(busy, 1)
         facts["client_lag_ms"] = _benchmark.statistics(lag * 1000 for lag in lags)
         facts["late_ms"] = _benchmark.statistics(lag * 1000 for lag in late)

@@ -102,7 +102,6 @@ options:
   slo:
     description: What a good request keeps to. Goodput is the good requests per second.
     type: dict
-    default: {}
     suboptions:
       ttft_ms:
         description: Most milliseconds to the first token.

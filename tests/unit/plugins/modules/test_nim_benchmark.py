@@ -10,6 +10,8 @@ import json
 import os
 import pathlib
 import signal
+import ssl
+import subprocess
 import time
 import uuid
 
@@ -433,3 +435,35 @@ def test_nobody_looks_any_more(call, monkeypatch):
                 break
             time.sleep(0.1)
     assert not job_path(run_id).exists()
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """Paths of a certificate with its key, for 127.0.0.1, and of another."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("server", "other"):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        command += ["-subj", "/CN=nim", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        command += ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt")]
+        subprocess.run(command, check=True, capture_output=True)
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+def test_tls(call, tls):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls["server.crt"], tls["server.key"])
+    args = {"concurrency": [2], "requests": 4}
+    with NimServer(tls=context) as nim:
+        assert call(nim.url, ca_path=tls["server.crt"], **args)["steps"][0]["completed"] == 4
+        assert call(nim.url, validate_certs=False, **args)["steps"][0]["completed"] == 4
+        wrong = call(nim.url, ca_path=tls["other.crt"], **args)
+        broken = call(
+            nim.url, ca_path=tls["server.crt"], client_cert=tls["other.crt"], client_key=tls["server.key"], **args
+        )
+    assert (wrong["failure_class"], broken["failure_class"]) == ("tls", "tls")
+    assert "Set ca_path" in wrong["msg"] and "certificates cannot be used" in broken["msg"]
+    with NimServer() as plain:
+        assert call("https" + plain.url[4:], **args)["failure_class"] == "tls"
