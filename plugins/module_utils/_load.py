@@ -335,8 +335,8 @@ def _faults(request: str, base: str, timeout: float) -> Iterator[None]:
     except ssl.SSLError as exc:
         raise Fault("tls", f"TLS failed ({shorten(exc.reason or str(exc))})", "a trusted connection") from None
     except OSError as exc:
-        # An error that asyncio made up has no strerror of its own.
-        words = shorten(exc.strerror or str(exc))
+        # asyncio puts "Connect call failed" in the place of the system's own words; a resolver's errors are below 0.
+        words = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else shorten(exc.strerror or str(exc))
         raise Fault("unreachable", f"no connection to {base} ({words})", "an endpoint that listens") from None
     except ValueError as exc:
         raise Fault("bad_response", f"{request} answered no HTTP ({shorten(str(exc))})", "HTTP/1.1") from None

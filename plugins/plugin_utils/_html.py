@@ -52,7 +52,7 @@ body{margin:0 auto;max-width:1100px;padding:16px;font:16px/1.45 system-ui,sans-s
 h1{font-size:1.5em;margin:.2em 0}h2{font-size:1.2em;margin:1.6em 0 .4em;border-bottom:1px solid var(--line)}h3{font-size:1em;margin:1.2em 0 .3em}
 p{margin:.4em 0}.dim{color:var(--dim)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
 table{border-collapse:collapse;width:100%;font-size:.9em}th,td{text-align:left;padding:4px 8px;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--dim);font-weight:600;overflow-wrap:normal}.wide{overflow-x:auto}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+th{color:var(--dim);font-weight:600}th,td{overflow-wrap:break-word}td span{min-width:0}.wide{overflow-x:auto}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{white-space:pre-wrap;background:#f6f8fa;padding:8px;border-radius:6px;font-size:.85em;margin:.4em 0}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:12px}
 figure{margin:0}figure svg{width:100%;height:auto;display:block}
@@ -60,7 +60,7 @@ figure{margin:0}figure svg{width:100%;height:auto;display:block}
 @media(max-width:640px){
 thead{display:none}tr{display:block;border-bottom:2px solid var(--line);padding:6px 0}
 td,td.n{display:flex;justify-content:space-between;gap:12px;text-align:right;border:0;padding:2px 0}
-td::before{content:attr(data-label);color:var(--dim);text-align:left}}
+td span{overflow-wrap:anywhere}td::before{content:attr(data-label);color:var(--dim);text-align:left}}
 """
 _NAMES = {
     "ttft_ms": "TTFT ms",
@@ -217,14 +217,14 @@ def _benchmark(number: int, entry: Mapping[str, Any]) -> str:
             "load",
             "requests",
             "errors",
-            "tokens/s",
-            "requests/s",
-            "goodput/s",
+            "tok/s",
+            "req/s",
+            "good/s",
             "TTFT p50",
             "TTFT p95",
             "TTFT p99",
         ]
-        heads += ["ITL p50", "ITL p99", "E2E p50", "E2E p99", "tokens/s/user", "client CPU %"]
+        heads += ["ITL p50", "ITL p99", "E2E p50", "E2E p99", "tok/s user", "client CPU %"]
         parts.append("<h3>Steps (latencies in ms)</h3>" + _table(heads, [_step(step) for step in entry["steps"]]))
     if entry.get("gates"):
         rows = [

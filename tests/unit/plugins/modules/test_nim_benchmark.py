@@ -186,7 +186,7 @@ def test_bad_options(call, args, words):
 def test_nobody_listens(call):
     result = call(NOBODY)
     assert (result["failure_class"], result["steps"]) == ("unreachable", [])
-    assert f"no connection to {NOBODY}" in result["msg"] and "Start the service" in result["msg"]
+    assert f"no connection to {NOBODY} (Connection refused)" in result["msg"] and "Start the service" in result["msg"]
     assert result["next_command"] == f"curl -sS {NOBODY}/v1/models"
 
 
