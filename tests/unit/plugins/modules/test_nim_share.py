@@ -111,11 +111,14 @@ def test_serves_what_is_staged_until_told_otherwise(lab, call, port):
         ("Failed to stop nim-share.service: Connection timed out", True),
     ],
 )
-def test_a_daemon_that_does_not_end_is_told(lab, call, said, warned):
+def test_a_daemon_that_does_not_end_is_told(lab, call, monkeypatch, said, warned):
+    # Where the controller's code is loaded as well, by other tests, Ansible shows warnings instead of returning them.
+    told = []
+    monkeypatch.setattr(nim_share.AnsibleModule, "warn", lambda _module, text: told.append(text))
     (lab / "bin/systemctl").write_text(f'#!/bin/sh\n[ "$1" = is-active ] || {{ echo "{said}" >&2; exit 5; }}\n')
     result = call(state="absent")
     assert result["changed"] is False
-    assert [said in str(warning) for warning in result.get("warnings", [])] == [True] * warned, result
+    assert [said in text for text in told] == [True] * warned, result
 
 
 def test_an_earlier_daemon_makes_way(lab, call, port):
