@@ -10,6 +10,22 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _deployment, _staging
 
+#: Of a result of nim_benchmark, what a report keeps.
+BENCHMARK_KEYS = (
+    "comparison",
+    "elapsed",
+    "environment",
+    "evidence",
+    "failure_class",
+    "gates",
+    "model",
+    "next_command",
+    "started",
+    "steps",
+    "url",
+    "workload",
+)
+
 
 def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One dictionary per verified or failed endpoint, from the variables of hosts after the verify stage.
@@ -124,3 +140,21 @@ def status(hosts: Iterable[Mapping[str, Any]]) -> str:
         if not shown:
             rows.append([name, "-", "-", "-", "no services", "-", "-", "-", "-", "-"])
     return table(rows)
+
+
+def benchmarks(hosts: Iterable[Mapping[str, Any]], generated: str) -> dict[str, Any]:
+    """What a fleet was measured to do, from the variables of hosts after the benchmark stage.
+
+    generated: the time it was put together, for people. A service that was not measured says why.
+    """
+    hosts = list(hosts)
+    found = []
+    for host in hosts:
+        for result in (host.get("nim_benchmark_results") or {}).get("results") or []:
+            asked = result.get("item")
+            service = asked.get("name") if isinstance(asked, Mapping) else None
+            facts = {key: value for key, value in result.items() if key in BENCHMARK_KEYS}
+            failed = bool(result.get("failed"))
+            failure = result.get("msg") if failed else "not asked" if result.get("skipped") else None
+            found.append({"host": host["inventory_hostname"], "service": service, "failure": failure, **facts})
+    return {"generated": generated, "benchmarks": found, "endpoints": endpoints(hosts)}

@@ -1,0 +1,177 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The page of a report: what is on it, and how a browser shows it where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.baremetal.nim.plugins.filter.nim_benchmark_html import nim_benchmark_html
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
+from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Record
+from ansible_collections.baremetal.nim.plugins.module_utils._report import benchmarks
+from ansible_collections.baremetal.nim.plugins.plugin_utils import _html
+
+PLOTS = {"latency", "itl", "throughput", "histogram", "timeline"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def step(load, level, ttft):
+    """A step as the module returns it, of made-up requests."""
+    records = []
+    for number in range(60):
+        record = Record(number * 0.1)
+        record.first = record.start + ttft * (1 + number % 7 / 10)
+        record.last = record.first + 0.5
+        record.usage = {"prompt_tokens": 100, "completion_tokens": 50}
+        record.gaps.extend([0.01] * 49)
+        records.append(record)
+    facts = {"load": load, "level": level, "aborted": False, "client_cpu_percent": 3.0}
+    return {**facts, **_benchmark.summarize(records, {"ttft_ms": 100.0})}
+
+
+def host(name, service="llama", **result):
+    """Variables of a host after the stage."""
+    item = {"name": service, "url": "http://127.0.0.1:8000"}
+    facts = {
+        "model": "meta/llama-3.1-8b-instruct",
+        "url": item["url"],
+        "environment": {"hostname": name},
+        "workload": {},
+    }
+    return {
+        "inventory_hostname": name,
+        "nim_service_endpoints": [],
+        "nim_benchmark_results": {"results": [{"item": item, **facts, **result}]},
+    }
+
+
+def report():
+    """One that passed, one with a hostile failure, one that measured nothing, one that was not reached."""
+    steps = [step("closed", level, 0.05 * level) for level in (1, 4, 16)]
+    gates = _benchmark.judge([{"metric": "ttft_ms", "max": 300.0, "min": None, "at": None}], steps)
+    comparison, _notes = _benchmark.compare({"steps": [step("closed", 4, 0.1)]}, steps, 10.0)
+    hosts = [
+        host("gpu01", steps=steps, gates=gates, comparison=comparison, elapsed=90.0, started="2026-11-24T04:00:00Z"),
+        host(
+            "gpu02.a-long-name.dc1.example.com",
+            steps=[step("open", rate, 0.2) for rate in (2.5, 5.0)],
+            failed=True,
+            msg="gpu02: <script>alert(1)</script> & ttft_ms p95 812, wanted at most 500",
+            failure_class="slow",
+            evidence=["rate 5: ttft_ms p95 812, wanted at most 500", "x" * 300],
+            next_command="curl -sS http://127.0.0.1:8000/v1/metrics",
+        ),
+        host("gpu03", steps=[], failed=True, msg="gpu03: no connection", failure_class="unreachable"),
+        {"inventory_hostname": "gpu04"},
+    ]
+    return benchmarks(hosts, "2026-11-24 04:00 UTC")
+
+
+class Page(HTMLParser):
+    """Ids, plots and what is fetched of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.plots, self.fetched = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        names = dict(attrs)
+        self.ids += [names["id"]] if "id" in names else []
+        self.plots += [names["data-plot"]] if "data-plot" in names else []
+        for key in ("src", "href", "xlink:href", "data"):
+            if key in names and not names[key].startswith(("#", "data:,")):
+                self.fetched.append(names[key])
+        assert tag not in ("script", "iframe", "img")
+
+
+def test_report():
+    found = report()
+    assert json.loads(json.dumps(found)) == found
+    assert [(entry["host"], entry["service"], entry["failure"] is None) for entry in found["benchmarks"]] == [
+        ("gpu01", "llama", True),
+        ("gpu02.a-long-name.dc1.example.com", "llama", False),
+        ("gpu03", "llama", False),
+    ]
+    assert found["endpoints"] == [{"host": "gpu04", "service": None, "verified": False, "failure": "not reached"}]
+
+
+def test_page():
+    text = nim_benchmark_html(report())
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert sorted(page.plots) == sorted([*PLOTS, *PLOTS])
+    assert page.fetched == [] and "@import" not in text
+    assert "2 of 3 benchmarks failed" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; ttft_ms" in text
+    for words in ("gpu03: no connection", "not reached", "Nothing was measured.", "Against the baseline", "not kept"):
+        assert words in text
+    # Every reference inside a drawing is to something that is there.
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(page.ids)
+
+
+def test_the_same_report_is_the_same_page():
+    assert nim_benchmark_html(report()) == nim_benchmark_html(report())
+
+
+def test_an_empty_report():
+    assert "0 of 0 benchmarks passed" in nim_benchmark_html({})
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setattr(_html, "MATPLOTLIB_IMPORT_ERROR", "No module named matplotlib")
+    with pytest.raises(AnsibleFilterError, match=r"matplotlib.*controller"):
+        nim_benchmark_html({})
+
+
+PROBE = """
+<script>
+const lines = [];
+window.addEventListener("error", event => lines.push("error: " + event.message));
+for (const name of ["error", "warn"]) console[name] = (...words) => lines.push(name + ": " + words.join(" "));
+window.addEventListener("load", () => {
+  const root = document.documentElement;
+  const plots = [...document.querySelectorAll("figure[data-plot] svg")];
+  const wide = [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > root.clientWidth + 1);
+  const seen = {
+    width: root.clientWidth, scroll: root.scrollWidth, lines,
+    plots: plots.filter(e => e.getBoundingClientRect().height > 100 && e.querySelectorAll("path").length > 5).length,
+    wide: wide.filter(e => !e.closest("svg")).map(e => e.tagName + " " + e.textContent.slice(0, 40)),
+    fetched: performance.getEntriesByType("resource").map(e => e.name),
+  };
+  parent.postMessage(JSON.stringify(seen), "*");
+});
+</script>
+"""
+#: A window of Chromium has a least width, a frame in it has not.
+FRAME = """<!doctype html><title>frame</title><iframe id="page" style="width:{width}px;height:900px;border:0"></iframe><pre id="seen"></pre>
+<script>
+window.addEventListener("message", event => document.getElementById("seen").textContent = event.data);
+document.getElementById("page").srcdoc = {page};
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [390, 800, 1200])
+def test_in_a_browser(tmp_path, width):
+    text = nim_benchmark_html(report()).replace("<head>", "<head>" + PROBE, 1)
+    page = tmp_path / "frame.html"
+    page.write_text(FRAME.format(width=width, page=json.dumps(text).replace("</", "<\\/")))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1])
+    assert seen["width"] == width or seen["width"] == width - 15  # a scroll bar
+    assert seen["scroll"] <= seen["width"]
+    # Between a phone and a desk, the widest table scrolls in a frame of its own.
+    assert seen["wide"] == [] or width == 800
+    assert (seen["plots"], seen["lines"], seen["fetched"]) == (10, [], [])
