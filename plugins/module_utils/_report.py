@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from xml.etree import ElementTree
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _deployment, _staging
 
@@ -64,6 +66,38 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return report
+
+
+#: What XML 1.0 cannot hold, such as the colours of a log.
+_NO_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+
+
+def junit(report: Iterable[Mapping[str, Any]]) -> str:
+    """A report as JUnit XML: a suite for each host, a case for each endpoint, whose time is that to the first token."""
+    by_host: dict[str, list[Mapping[str, Any]]] = {}
+    for item in report:
+        by_host.setdefault(item["host"], []).append(item)
+    root = ElementTree.Element("testsuites", name="baremetal.nim.verify")
+    for host, items in by_host.items():
+        suite = ElementTree.SubElement(root, "testsuite", name=host)
+        counts = {"tests": len(items), "failures": 0, "errors": 0}
+        for item in items:
+            seconds = (item.get("ttft_ms") or 0) / 1000
+            name = str(item["service"] or "host")
+            case = ElementTree.SubElement(suite, "testcase", classname=host, name=name, time=f"{seconds:.3f}")
+            if item["verified"]:
+                continue
+            kind = "failure" if item["service"] else "error"
+            counts[f"{kind}s"] += 1
+            told = _NO_XML.sub("", str(item.get("failure") or "not verified"))
+            problem = ElementTree.SubElement(
+                case, kind, type=str(item.get("failure_class") or "unknown"), message=told.splitlines()[0]
+            )
+            problem.text = told
+        for key, value in counts.items():
+            suite.set(key, str(value))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def table(rows: list[list[str]]) -> str:

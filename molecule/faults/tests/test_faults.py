@@ -315,9 +315,11 @@ def test_status_shows_a_failed_service(host):
     run = play("status", limit=HOST)
     assert "inactive" in run.stdout and run.returncode == 0, run.stdout
     report = ROOT / ".lab" / "faults-report.json"
-    verify = play("verify", limit=HOST, extra={"nim_report": str(report)})
+    junit = report.with_suffix(".xml")
+    verify = play("verify", limit=HOST, extra={"nim_report": str(report), "nim_junit": str(junit)})
     assert verify.returncode != 0 and "unit_stopped" in verify.stdout, verify.stdout
     item = json.loads(report.read_text())[0]
     assert item["verified"] is False and item["failure_class"] == "unit_stopped" and lab.NIM in item["image"]
+    assert '<failure type="unit_stopped"' in junit.read_text()
     host.check_output("systemctl start nim-llama")
     eventually(lambda: ask(HOST))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _report
@@ -153,6 +154,31 @@ def service(record=None, cache=None, gave_up=False, **unit):
     """A service as gpu_host_info tells it."""
     state = {"exists": True, "active": "active", "sub": "running", "enabled": True, "restarts": 0, "uptime": 93784.0}
     return {"unit": {**state, **unit}, "record": record, "cache": cache, "watchdog": {"failed": gave_up}}
+
+
+def test_report_for_ci():
+    good = {"host": "gpu01", "service": "llama", "verified": True, "ttft_ms": 8.4}
+    words = "gpu01: http://127.0.0.1:8001: HTTP 500 <EngineDeadError> \x1b[31m& no answer\nNext: journalctl"
+    dead = {"host": "gpu01", "service": "phi", "verified": False, "failure_class": "dead_engine", "failure": words}
+    lost = {"host": "gpu02", "service": None, "verified": False, "failure": "not reached"}
+    text = _report.junit([good, dead, lost])
+    assert text.startswith("<?xml version=")
+    suites = list(ElementTree.fromstring(text))
+    assert [suite.attrib for suite in suites] == [
+        {"name": "gpu01", "tests": "2", "failures": "1", "errors": "0"},
+        {"name": "gpu02", "tests": "1", "failures": "0", "errors": "1"},
+    ]
+    first, second = suites[0]
+    assert (first.attrib, list(first)) == ({"classname": "gpu01", "name": "llama", "time": "0.008"}, [])
+    (failure,) = second
+    said = words.replace("\x1b", "")
+    assert (failure.tag, failure.get("type"), failure.get("message")) == ("failure", "dead_engine", said.split("\n")[0])
+    assert failure.text == said
+    assert [(item.tag, item.get("message")) for item in suites[1][0]] == [("error", "not reached")]
+
+
+def test_report_of_no_endpoints_is_an_empty_one():
+    assert list(ElementTree.fromstring(_report.junit([]))) == []
 
 
 def test_status_of_a_service_whose_watchdog_gave_up():
