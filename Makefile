@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 ENGINE ?= reference
-SCENARIO ?= default driver reboot faults lifecycle lifecycle-podman interrupted vllm
+# reboot and dkms, which want kernels of their own, run by their names.
+SCENARIO ?= default driver faults lifecycle lifecycle-podman interrupted vllm
 V := .venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONPATH := $(CURDIR)/.venv/collections
@@ -31,7 +32,7 @@ lint: venv ## Style, types, documentation
 unit: venv tools ## Pure functions, and modules against real local servers
 	$(V)/pytest -q tests/unit
 
-molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver reboot faults lifecycle lifecycle-podman interrupted vllm dkms"]
+molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver faults lifecycle lifecycle-podman interrupted vllm reboot dkms"]
 	tests/molecule.sh $(SCENARIO)
 
 bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed [STAGING=1]

@@ -15,6 +15,7 @@ for scenario in "$@"; do
     dkms | driver | faults | interrupted | lifecycle) export LAB_HOSTS=gpu01 LAB_ENGINE=reference ;;
     *) export LAB_HOSTS=gpu01,gpu02 LAB_ENGINE=reference ;;
   esac
-  molecule test -s "${scenario%-podman}"
+  # The longest takes a third of that; what hangs longer than a test may is stopped here.
+  timeout --foreground --kill-after=60 45m molecule test -s "${scenario%-podman}"
   printf '=== molecule %s passed in %s s ===\n' "$scenario" "$((SECONDS - started))"
 done
