@@ -45,7 +45,7 @@ DEFAULT_DURATION = 30.0
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    "url": {"type": "str", "required": True},
+    **_probe.ENDPOINT_SPEC,
     "model": {"type": "str"},
     "concurrency": {"type": "list", "elements": "int"},
     "request_rate": {"type": "list", "elements": "float"},
@@ -87,11 +87,6 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "baseline_tolerance": {"type": "float", "default": 10.0},
     "timeout": {"type": "float", "default": 3600},
     "request_timeout": {"type": "float", "default": 120},
-    "api_key": {"type": "str", "no_log": True},
-    "validate_certs": {"type": "bool", "default": True},
-    "ca_path": {"type": "path"},
-    "client_cert": {"type": "path"},
-    "client_key": {"type": "path", "no_log": False},
     "progress": {"type": "bool", "default": True},
     "max_wait": {"type": "float"},
     "run_id": {"type": "str"},

@@ -27,9 +27,18 @@ if TYPE_CHECKING:
 # argv -> (exit status, standard output, standard error)
 Run = Callable[[list[str]], tuple[int, str, str]]
 
+#: How modules reach an endpoint; the documentation fragment of this name has the words.
+ENDPOINT_SPEC: dict[str, dict[str, Any]] = {
+    "url": {"type": "str", "required": True},
+    "api_key": {"type": "str", "no_log": True},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_path": {"type": "path"},
+    "client_cert": {"type": "path"},
+    "client_key": {"type": "path", "no_log": False},
+}
 #: Options of chat_completion.
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
-    "url": {"type": "str", "required": True},
+    **ENDPOINT_SPEC,
     "model": {"type": "str"},
     "prompt": {"type": "str", "default": "Reply with the single word: ready"},
     "messages": {"type": "list", "elements": "dict"},
@@ -49,11 +58,6 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "poll_interval": {"type": "float", "default": 0.25},
     "unit": {"type": "str"},
     "journal_lines": {"type": "int", "default": 20},
-    "api_key": {"type": "str", "no_log": True},
-    "validate_certs": {"type": "bool", "default": True},
-    "ca_path": {"type": "path"},
-    "client_cert": {"type": "path"},
-    "client_key": {"type": "path", "no_log": False},
     "progress": {"type": "bool", "default": True},
     "max_wait": {"type": "float"},
     "resume": {

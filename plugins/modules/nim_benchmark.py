@@ -23,15 +23,10 @@ description:
   - The action plugin of the same name looks every few seconds how far the benchmark is and prints it. Meanwhile it goes on in a
     process of its own; a lost connection to the host costs one look. A benchmark that nobody looks after ends within three minutes.
 extends_documentation_fragment:
+  - baremetal.nim._endpoint
   - baremetal.nim._attributes.verification
   - baremetal.nim._attributes
 options:
-  url:
-    description:
-      - Address of the endpoint without a path, such as V(http://127.0.0.1:8000). An ending C(/v1) is dropped.
-      - Proxies and C(.netrc) in the environment are not used.
-    type: str
-    required: true
   model:
     description:
       - Model to ask. It must be listed by C(/v1/models).
@@ -174,22 +169,6 @@ options:
     description: Most seconds one request may take. Longer counts as failed, with class V(slow).
     type: float
     default: 120
-  api_key:
-    description: Bearer token of the endpoint, where a gateway in front of it asks for one.
-    type: str
-  validate_certs:
-    description: Whether the certificate of an C(https) endpoint must be trusted.
-    type: bool
-    default: true
-  ca_path:
-    description: File or directory on the host with the CA certificates to trust. By default those of the system.
-    type: path
-  client_cert:
-    description: File on the host with the client certificate in PEM format, for an endpoint with mutual TLS.
-    type: path
-  client_key:
-    description: File on the host with the key of O(client_cert), when that does not hold it itself.
-    type: path
   progress:
     description: Whether the controller prints a line when a step begins, and now and then in between.
     type: bool

@@ -85,10 +85,15 @@ def walk(options, prefix=""):
 
 
 def documentation(kind, name):
-    """The documentation of a plugin."""
-    return yaml.safe_load(
-        importlib.import_module(f"ansible_collections.baremetal.nim.plugins.{kind}.{name}").DOCUMENTATION
-    )
+    """The documentation of a plugin, with the options of the fragments that it names."""
+    plugins = "ansible_collections.baremetal.nim.plugins"
+    words = yaml.safe_load(importlib.import_module(f"{plugins}.{kind}.{name}").DOCUMENTATION)
+    for fragment in words.get("extends_documentation_fragment", []):
+        _namespace, _collection, module, *part = fragment.split(".")
+        texts = importlib.import_module(f"{plugins}.doc_fragments.{module}").ModuleDocFragment
+        text = getattr(texts, part[0].upper() if part else "DOCUMENTATION")
+        words["options"] = {**yaml.safe_load(text)["options"], **words["options"]}
+    return words
 
 
 # -- roles -------------------------------------------------------------------------------------------------------------

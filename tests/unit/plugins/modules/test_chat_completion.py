@@ -20,6 +20,7 @@ import time
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.doc_fragments import _endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe, _verify
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.modules import chat_completion
@@ -175,7 +176,8 @@ def test_result_is_what_the_documentation_says(call):
 
 
 def test_options_are_what_the_documentation_says():
-    documented = yaml.safe_load(chat_completion.DOCUMENTATION)["options"]
+    texts = (_endpoint.ModuleDocFragment.DOCUMENTATION, chat_completion.DOCUMENTATION)
+    documented = {name: option for text in texts for name, option in yaml.safe_load(text)["options"].items()}
     spec = _probe.ARGUMENT_SPEC
     assert set(documented) == set(spec)
     for name, option in documented.items():
