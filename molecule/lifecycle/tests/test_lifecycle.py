@@ -33,6 +33,8 @@ from conftest import (
 pytestmark = pytest.mark.usefixtures("journal")
 #: What the engine has no part in is tried with one of them.
 either = pytest.mark.skipif(ENGINE != "docker", reason="the same with either engine")
+#: There and back goes both ways, wherever it begins.
+moves = pytest.mark.skipif(ENGINE != "podman", reason="tried with Podman first")
 
 HOST = "gpu01"
 OLD, NEW = "1.8.6", "2.0.5"
@@ -333,6 +335,7 @@ def settled(host, engine, gone):
     return host.check_output("systemctl is-active nim-llama") == "active"
 
 
+@moves
 def test_failed_move_to_another_engine_comes_back(host):
     """The other engine is installed first; then the service fails there."""
     assert play("host", limit=HOST, extra={"nim_container_engine": OTHER}).returncode == 0
@@ -341,6 +344,7 @@ def test_failed_move_to_another_engine_comes_back(host):
     assert settled(host, ENGINE, OTHER)
 
 
+@moves
 @pytest.mark.parametrize(("engine", "gone"), [(OTHER, ENGINE), (ENGINE, OTHER)], ids=["there", "and back"])
 def test_another_engine_takes_over(host, engine, gone):
     vendor_call("DELETE")
@@ -352,6 +356,7 @@ def test_another_engine_takes_over(host, engine, gone):
     assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
 
 
+@moves
 def test_rollback_goes_back_to_the_engine_before(host):
     for engine, gone in ((OTHER, ENGINE), (ENGINE, OTHER)):
         run = play("rollback", limit=HOST, extra={"nim_rollback": "llama"})
