@@ -47,7 +47,7 @@ def converges(**changes) -> str:
 @pytest.mark.parametrize(
     ("at", "delay"),
     [
-        pytest.param("install | Install Docker", 3, id="while packages install"),
+        pytest.param("install_docker | Install Docker", 3, id="while packages install"),
         pytest.param(
             "configure | Merge options into daemon.json", 1.2, id="before Docker restarts with its new configuration"
         ),
