@@ -53,7 +53,7 @@ venv: ## Install the toolbox into .venv
 tools: ## Install what unit tests run besides Python if it is missing
 	@tests/lab/bootstrap tools
 
-docker: ## Start a Docker engine if none runs
+docker: venv ## Start a Docker engine if none runs
 	@tests/lab/bootstrap docker
 
 machine: ## Install what starts virtual machines if it is missing
