@@ -89,14 +89,11 @@ class Endpoint:
 
     def models(self) -> list[str]:
         """Return the ids that /v1/models lists."""
-        return read_models(self._json("GET", "/v1/models"))
+        return read_models(self.json("GET", "/v1/models"))
 
     def metadata(self) -> Any:
         """Return /v1/metadata, or None where the endpoint has none to show."""
-        with self._talking("GET /v1/metadata"):
-            response = self._session.get(
-                self.base + "/v1/metadata", timeout=self.request_timeout, allow_redirects=False
-            )
+        response = self.send("GET", "/v1/metadata")
         try:
             return json.loads(_text(response)) if response.status_code == 200 else None
         except ValueError:
@@ -105,7 +102,7 @@ class Endpoint:
     def complete(self, payload: dict[str, Any]) -> Answer:
         """Send one plain completion and return its verified answer."""
         start = self._now()
-        answer = read_completion(self._json("POST", CHAT_PATH, json=payload), payload["model"])
+        answer = read_completion(self.json("POST", CHAT_PATH, json=payload), payload["model"])
         answer.duration = self._now() - start
         return answer
 
@@ -132,17 +129,25 @@ class Endpoint:
                         break
         return stream.answer(self._now() - start)
 
-    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
-        request = f"{method} {path}"
-        with self._talking(request):
-            response = self._session.request(
+    def send(self, method: str, path: str, **kwargs: Any) -> requests.Response:
+        """Send one request and return the whole answer, whatever its status. kwargs: as requests takes them."""
+        with self._talking(f"{method} {path}"):
+            return self._session.request(
                 method, self.base + path, timeout=self.request_timeout, allow_redirects=False, **kwargs
             )
-        text = _text(response)
-        fault = http_fault(request, response.status_code, text)
+
+    def content(self, method: str, path: str, **kwargs: Any) -> bytes:
+        """Send one request and return the body of its answer, which must be HTTP 200."""
+        response = self.send(method, path, **kwargs)
+        text = "" if response.status_code == 200 else _text(response)
+        fault = http_fault(f"{method} {path}", response.status_code, text)
         if fault:
             raise fault
-        return parse_json(request, text)
+        return response.content
+
+    def json(self, method: str, path: str, **kwargs: Any) -> Any:
+        """Send one request and return the JSON of its answer, which must be HTTP 200."""
+        return parse_json(f"{method} {path}", self.content(method, path, **kwargs).decode("utf-8", "replace"))
 
     def _in_time(self, chunks: Iterable[bytes], start: float, request: str) -> Iterator[bytes]:
         """Pass chunks on until the whole request has taken too long: keep-alive comments must not stretch it."""
