@@ -41,11 +41,13 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.basic import missing_required_lib
-from ansible_collections.baremetal.nim.plugins.plugin_utils._html import page
 
 
 def nim_benchmark_html(report: Mapping[str, Any]) -> str:
     """See DOCUMENTATION."""
+    # Ansible loads every filter of a collection in each process of each task that uses any of them: what draws waits until it is used.
+    from ansible_collections.baremetal.nim.plugins.plugin_utils._html import page
+
     try:
         return page(report)
     except ImportError as exc:

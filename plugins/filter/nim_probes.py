@@ -44,14 +44,14 @@ _value:
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _probe
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import service_probes
 
 
 def nim_probes(
     services: Iterable[Mapping[str, Any]], timeout: float | None = None, options: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """See DOCUMENTATION."""
-    return _probe.probes(services, timeout, options or {})
+    return service_probes(services, timeout, options or {})
 
 
 class FilterModule:

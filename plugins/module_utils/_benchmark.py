@@ -102,9 +102,7 @@ REQUIRED_TOGETHER = [("max_wait", "run_id")]
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
-    own = {name: options[name] for name in options.keys() & _probe.ARGUMENT_SPEC.keys()}
-    # What every talk with an endpoint has in common: address, key, certificates, patience.
-    problems = _probe.option_problems({**{k: v.get("default") for k, v in _probe.ARGUMENT_SPEC.items()}, **own})
+    problems = _probe.endpoint_problems(options)
     for name in ("concurrency", "request_rate"):
         values = options[name]
         if values is not None and not values:
@@ -115,7 +113,15 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{name} has {value:g}, every value must be above 0")
         if values and len(set(values)) < len(values):
             problems.append(f"{name} has a value twice")
-    for name in ("duration", "requests", "max_in_flight", "input_tokens", "output_tokens"):
+    for name in (
+        "duration",
+        "requests",
+        "max_in_flight",
+        "input_tokens",
+        "output_tokens",
+        "timeout",
+        "request_timeout",
+    ):
         if options[name] is not None and not 0 < options[name] < math.inf:
             problems.append(f"{name} is {options[name]:g}, it must be above 0")
     for name in ("warmup_requests", "baseline_tolerance"):

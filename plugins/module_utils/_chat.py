@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,12 @@ from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault,
 
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 CHAT_PATH = "/v1/chat/completions"
+# How guardrails and gateways say that it is them who will not.
+_POLICY = re.compile(
+    r"content[ _-]?(policy|filter|management|moderation)|guard ?rail|(violat|against)\w* .*\bpolic|safety (policy|filter|system)"
+    r"|moderation|blocked by .*\bpolic|flagged as",
+    re.IGNORECASE,
+)
 
 
 def clock(
@@ -45,13 +51,19 @@ def clock(
 
 @dataclass
 class Answer:
-    """A verified answer. ttft and duration are seconds."""
+    """A verified answer. ttft, duration and arrivals (when each piece of content of a stream came) are seconds.
+
+    message: the whole message of a plain answer. logprobs: what was told of the tokens, None when nothing was asked.
+    """
 
     content: str
     finish_reason: str
     usage: dict[str, int] = field(default_factory=dict)
     duration: float = 0.0
     ttft: float | None = None
+    arrivals: list[float] = field(default_factory=list)
+    message: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: Any = None
 
 
 def chat_payload(
@@ -110,7 +122,9 @@ def http_fault(request: str, status: int, body: str) -> Fault | None:
         return None
     said = error_text(body)
     seen = f"HTTP {status} from {request}" + (f" ({said})" if said else "")
-    if status in (401, 403):
+    if status in (400, 403, 422, 451) and _POLICY.search(said):
+        failure_class = "refused_by_policy"
+    elif status in (401, 403):
         failure_class = "auth"
     elif status == 404 and "model" in said.lower():
         failure_class = "wrong_model"
@@ -129,19 +143,25 @@ def parse_json(request: str, body: str) -> Any:
         raise Fault("bad_response", f"{request} answered {shorten(body, 80)!r}", "JSON", [shorten(body)]) from None
 
 
-def read_models(body: Any) -> list[str]:
-    """Return the model ids of a /v1/models answer; Fault bad_response when there is none."""
+def read_models(body: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the models of a /v1/models answer, by id; Fault bad_response when there is none."""
     data = body.get("data") if isinstance(body, Mapping) else None
-    ids = [entry["id"] for entry in data if _is_text(_get(entry, "id"))] if isinstance(data, list) else []
-    if not ids:
+    models = {entry["id"]: entry for entry in data if _is_text(_get(entry, "id"))} if isinstance(data, list) else {}
+    if not models:
         raise Fault("bad_response", "GET /v1/models lists no model", "at least one", [shorten(json.dumps(body))])
-    return ids
+    return models
 
 
-def choose_model(wanted: str | None, listed: list[str]) -> str:
+def context_length(card: Mapping[str, Any]) -> int | None:
+    """Return the tokens that a listed model takes, as vLLM tells; None where nothing tells."""
+    length = card.get("max_model_len")
+    return length if _is_count(length) and length else None
+
+
+def choose_model(wanted: str | None, listed: Collection[str]) -> str:
     """Return the model to ask: the wanted one, which must be listed, or the first of the list."""
     if wanted is None:
-        return listed[0]
+        return next(iter(listed))
     if wanted not in listed:
         raise Fault("wrong_model", f"GET /v1/models lists {', '.join(listed)}", f"model {wanted}")
     return wanted
@@ -168,10 +188,21 @@ def check_metadata(model: str, metadata: Any) -> None:
         raise Fault("wrong_model", f"GET /v1/metadata names {', '.join(names)}", f"model {model}", names)
 
 
-def read_completion(body: Any, model: str) -> Answer:
+def check_profile(wanted: str, metadata: Any) -> None:
+    """Raise Fault wrong_model when /v1/metadata does not name the wanted profile as the one that runs."""
+    selected = metadata.get("selectedModelProfileId") if isinstance(metadata, Mapping) else None
+    if selected != wanted:
+        named = (
+            f"GET /v1/metadata names profile {selected}" if _is_text(selected) else "GET /v1/metadata names no profile"
+        )
+        raise Fault("wrong_model", named, f"profile {wanted}")
+
+
+def read_completion(body: Any, model: str, tools: bool = False) -> Answer:
     """Return the answer of a plain completion.
 
-    Raises Fault wrong_model for the answer of another model, and bad_response naming everything else that is wrong.
+    tools: whether calls of tools may stand in for content. Raises Fault wrong_model for the answer of another model,
+    refused_by_policy for none that a policy has replaced, and bad_response naming everything else that is wrong.
     """
     problems = _envelope_problems(body, "chat.completion")
     _check_model(body, model, problems)
@@ -185,8 +216,10 @@ def read_completion(body: Any, model: str) -> Answer:
         problems.append(f"message.role is {message.get('role')!r}, not 'assistant'")
     content = _get(message, "content")
     finish_reason = _get(choice, "finish_reason")
+    _check_policy(finish_reason, _get(message, "refusal"), content)
     if choice is not None:
-        problems += _content_problems(content, finish_reason, _reasons(message))
+        called = tools and bool(_get(message, "tool_calls"))
+        problems += _content_problems("called" if called else content, finish_reason, _reasons(message))
     problems += usage_problems(_get(body, "usage"))
     if problems:
         raise Fault(
@@ -195,7 +228,13 @@ def read_completion(body: Any, model: str) -> Answer:
             "a chat.completion with content",
             [shorten(json.dumps(body), 500)],
         )
-    return Answer(content=content, finish_reason=finish_reason, usage=_usage(body["usage"]))
+    return Answer(
+        content=content or "",
+        finish_reason=finish_reason,
+        usage=_usage(body["usage"]),
+        message=message,
+        logprobs=_get(choice, "logprobs"),
+    )
 
 
 class Stream:
@@ -204,13 +243,19 @@ class Stream:
     def __init__(self, model: str) -> None:
         self.model = model
         self.done = False
-        self.ttft: float | None = None
+        self._arrivals: list[float] = []
         self._content = ""
+        self._refusal = ""
         self._finish_reason: Any = None
         self._usage: Any = None
         self._chunks = 0
         self._reasoned = False
         self._problems: list[str] = []
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds until the first content came; None before."""
+        return self._arrivals[0] if self._arrivals else None
 
     def event(self, data: str, at: float) -> None:
         """Take the data of one event, which came at seconds after the request.
@@ -243,9 +288,10 @@ class Stream:
             problems.append("delta is no object")
         content = _get(delta, "content")
         if _is_text(content):
-            if self.ttft is None:
-                self.ttft = at
+            self._arrivals.append(at)
             self._content += content
+        refusal = _get(delta, "refusal")
+        self._refusal += refusal if _is_text(refusal) else ""
         self._reasoned = self._reasoned or _reasons(delta)
         self._finish_reason = _get(choice, "finish_reason") or self._finish_reason
         self._usage = _get(chunk, "usage") or self._usage
@@ -253,6 +299,7 @@ class Stream:
 
     def answer(self, duration: float) -> Answer:
         """Return the whole answer, duration seconds after the request; Fault bad_response names all that is wrong."""
+        _check_policy(self._finish_reason, self._refusal, self._content)
         # One bad habit repeats in every chunk: the first few say it all.
         problems = self._problems[:3]
         if not self._chunks:
@@ -270,7 +317,9 @@ class Stream:
                 "chat.completion.chunk events with content, ended by [DONE]",
                 problems,
             )
-        return Answer(self._content, self._finish_reason, _usage(self._usage or {}), duration, self.ttft)
+        return Answer(
+            self._content, self._finish_reason, _usage(self._usage or {}), duration, self.ttft, self._arrivals
+        )
 
 
 def usage_problems(usage: Any) -> list[str]:
@@ -285,12 +334,6 @@ def usage_problems(usage: Any) -> list[str]:
     if prompt + completion != total:
         return [f"usage does not add up: {prompt} + {completion} is not {total}"]
     return []
-
-
-def check_content(content: str, pattern: str) -> None:
-    """Raise Fault wrong_answer when the regular expression is found nowhere in the content."""
-    if not re.search(pattern, content):
-        raise Fault("wrong_answer", f"the answer is {shorten(content)!r}", f"a match of {pattern!r}", [content])
 
 
 def _get(container: Any, key: str) -> Any:
@@ -341,6 +384,13 @@ def _check_model(body: Any, model: str, problems: list[str]) -> None:
         raise Fault("wrong_model", f"model {answered} answered", f"model {model}")
     if not _is_text(answered) and isinstance(body, Mapping):
         problems.append(f"model is {answered!r}, not {model!r}")
+
+
+def _check_policy(finish_reason: Any, refusal: Any, content: Any) -> None:
+    if finish_reason == "content_filter" or _is_text(refusal):
+        said = shorten(refusal if _is_text(refusal) else content if _is_text(content) else "")
+        seen = f"POST {CHAT_PATH} was refused" + (f" ({said})" if said else "") + f", finish_reason {finish_reason}"
+        raise Fault("refused_by_policy", seen, "an answer", [said] if said else [])
 
 
 def _content_problems(content: Any, finish_reason: Any, reasoned: bool) -> list[str]:

@@ -10,9 +10,10 @@ This module util is private to the collection and may change at any time.
 from __future__ import annotations
 
 import json
+import re
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +36,9 @@ except ImportError:
     REQUESTS_IMPORT_ERROR: str | None = traceback.format_exc()
 else:
     REQUESTS_IMPORT_ERROR = None
+
+# vLLM's name of it, and that of NIM 1.x.
+_RUNNING = re.compile(r"^(?:vllm:)?num_requests_running(?:\{[^}]*\})? ([0-9.eE+]+)$", re.MULTILINE)
 
 
 class Broken(Exception):
@@ -87,8 +91,8 @@ class Endpoint:
                 raise fault
         return response.status_code, f"HTTP {response.status_code}"
 
-    def models(self) -> list[str]:
-        """Return the ids that /v1/models lists."""
+    def models(self) -> dict[str, Mapping[str, Any]]:
+        """Return the models that /v1/models lists, by id."""
         return read_models(self.json("GET", "/v1/models"))
 
     def metadata(self) -> Any:
@@ -99,18 +103,45 @@ class Endpoint:
         except ValueError:
             return None
 
-    def complete(self, payload: dict[str, Any]) -> Answer:
-        """Send one plain completion and return its verified answer."""
+    def running(self) -> float | None:
+        """Return how many requests the engine works on, by its metrics; None where they do not tell."""
+        response = self.send("GET", "/v1/metrics")
+        found = _RUNNING.findall(_text(response)) if response.status_code == 200 else []
+        return sum(map(float, found)) if found else None
+
+    def complete(self, payload: dict[str, Any], tools: bool = False) -> Answer:
+        """Send one plain completion and return its verified answer. tools: whether it may be a call of a tool."""
         start = self._now()
-        answer = read_completion(self.json("POST", CHAT_PATH, json=payload), payload["model"])
+        answer = read_completion(self.json("POST", CHAT_PATH, json=payload), payload["model"], tools)
         answer.duration = self._now() - start
         return answer
 
     def stream(self, payload: dict[str, Any]) -> Answer:
         """Send one streamed completion and return its verified answer, with the time to the first content."""
-        request = "POST " + CHAT_PATH
         stream = Stream(payload["model"])
         start = self._now()
+        with self._streaming(payload, start) as events:
+            for data in events:
+                stream.event(data, self._now() - start)
+                if stream.done:
+                    break
+        return stream.answer(self._now() - start)
+
+    def leave(self, payload: dict[str, Any]) -> bool:
+        """Send one streamed completion and go away at its first content. Returns whether more of it was to come."""
+        stream = Stream(payload["model"])
+        start = self._now()
+        with self._streaming(payload, start) as events:
+            for data in events:
+                stream.event(data, self._now() - start)
+                if stream.ttft is not None or stream.done:
+                    break
+        return not stream.done
+
+    @contextmanager
+    def _streaming(self, payload: dict[str, Any], start: float) -> Iterator[Iterator[str]]:
+        """The data of the events of one stream; the connection is closed behind it."""
+        request = "POST " + CHAT_PATH
         with self._talking(request):
             response = self._session.post(
                 self.base + CHAT_PATH, json=payload, timeout=self.request_timeout, allow_redirects=False, stream=True
@@ -123,11 +154,7 @@ class Endpoint:
                 kind = response.headers.get("Content-Type", "untyped")
                 if not kind.startswith("text/event-stream"):
                     raise Fault("bad_response", f"the stream of {request} is {kind}", "text/event-stream")
-                for data in sse_data(self._in_time(response.iter_content(chunk_size=None), start, request)):
-                    stream.event(data, self._now() - start)
-                    if stream.done:
-                        break
-        return stream.answer(self._now() - start)
+                yield sse_data(self._in_time(response.iter_content(chunk_size=None), start, request))
 
     def send(self, method: str, path: str, **kwargs: Any) -> requests.Response:
         """Send one request and return the whole answer, whatever its status. kwargs: as requests takes them."""

@@ -254,7 +254,7 @@ class Client:
         fault = http_fault(request, answer.status, body)
         if fault:
             raise fault
-        return read_models(parse_json(request, body))
+        return list(read_models(parse_json(request, body)))
 
     async def stream(self, body: Mapping[str, Any], record: Record | None = None) -> Record:
         """Send one request. What goes wrong is in the record: class and words."""

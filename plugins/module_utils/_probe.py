@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _expect
+from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
@@ -47,10 +49,25 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "probes": {
         "type": "list",
         "elements": "str",
-        "choices": ["completion", "stream", "health"],
+        "choices": [*PROBES, "health"],
         "default": ["completion", "stream"],
     },
-    "expect_regex": {"type": "str"},
+    "prompts": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "prompt": {"type": "str"},
+            "messages": {"type": "list", "elements": "dict"},
+            "max_tokens": {"type": "int", "no_log": False},
+            "temperature": {"type": "float"},
+            **_expect.SPEC,
+        },
+        "mutually_exclusive": [("prompt", "messages")],
+        "required_one_of": [("prompt", "messages")],
+    },
+    **_expect.SPEC,
+    "tool_choice": {"type": "str", "choices": ["named", "required", "auto"], "default": "named"},
+    "expect_profile": {"type": "str"},
     "check_metadata": {"type": "bool", "default": True},
     "ready_path": {"type": "str", "default": "/v1/health/ready"},
     "timeout": {"type": "float", "default": 1800},
@@ -70,14 +87,14 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
         },
     },
 }
-MUTUALLY_EXCLUSIVE = [("prompt", "messages")]
+MUTUALLY_EXCLUSIVE = [("prompt", "messages", "prompts")]
 REQUIRED_BY = {"client_key": "client_cert"}
 #: Options that only the action plugins set.
 CONTROLLERS_OWN = ("progress", "max_wait", "resume")
 
 
-def option_problems(options: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
+def endpoint_problems(options: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the options by which an endpoint is reached: list of str, each naming option, value and cure."""
     problems = []
     url = options["url"]
     try:
@@ -87,6 +104,17 @@ def option_problems(options: dict[str, Any]) -> list[str]:
         sound = False
     if not sound:
         problems.append("url must be http:// or https:// with a host, an optional port and no user")
+    if options["api_key"] and not re.fullmatch(r"[\x21-\x7e]+", options["api_key"]):
+        problems.append("api_key holds spaces, line ends or characters that are not ASCII: trim it")
+    for name in ("ca_path", "client_cert", "client_key"):
+        if options[name] and not os.access(options[name], os.R_OK):
+            problems.append(f"{name} {options[name]} cannot be read on this host")
+    return problems
+
+
+def option_problems(options: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
+    problems = endpoint_problems(options)
     for name in ("timeout", "request_timeout", "poll_interval", "max_wait", "max_tokens"):
         if options[name] is not None and options[name] <= 0:
             problems.append(f"{name} is {options[name]:g}, it must be above 0")
@@ -100,16 +128,38 @@ def option_problems(options: dict[str, Any]) -> list[str]:
         problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
     if options["unit"] is not None and not UNIT_NAME.fullmatch(options["unit"]):
         problems.append(f"unit is {options['unit']!r}, it must be the name of one systemd unit")
-    if options["api_key"] and not re.fullmatch(r"[\x21-\x7e]+", options["api_key"]):
-        problems.append("api_key holds spaces, line ends or characters that are not ASCII: trim it")
-    if options["expect_regex"] is not None:
-        try:
-            re.compile(options["expect_regex"])
-        except re.error as exc:
-            problems.append(f"expect_regex {options['expect_regex']!r} is no regular expression: {exc}")
-    for name in ("ca_path", "client_cert", "client_key"):
-        if options[name] and not os.access(options[name], os.R_OK):
-            problems.append(f"{name} {options[name]} cannot be read on this host")
+    problems += _expect.problems(options) + _prompt_problems(options)
+    if "wrong_key" in options["probes"] and not options["api_key"]:
+        problems.append("probes ask for wrong_key, but there is no api_key: give the right one, or leave the probe out")
+    timed = [name for name in ("max_ttft", "min_tokens_per_second") if options[name] is not None]
+    if timed and not {"stream", "pace"} & set(options["probes"]):
+        problems.append(f"{timed[0]} is measured on streams: add stream or pace to probes")
+    return problems
+
+
+def _prompt_problems(options: dict[str, Any]) -> list[str]:
+    problems = []
+    if options["prompts"] is not None and not options["prompts"]:
+        problems.append("prompts is empty: leave it out, or ask something")
+    asked = [("", options)] + [
+        (f"prompts[{number}]: ", prompt) for number, prompt in enumerate(options["prompts"] or [])
+    ]
+    for label, one in asked:
+        if one["messages"] is not None:
+            wrong = [number for number, message in enumerate(one["messages"]) if not message.get("role")]
+            problems += [f"{label}messages is empty: leave it out, or ask something"] if not one["messages"] else []
+            problems += [f"{label}messages[{number}] has no role: user, system or assistant" for number in wrong]
+        elif one["prompt"] is not None and not one["prompt"].strip():
+            problems.append(f"{label}prompt is empty: leave it out, or ask something")
+        if label:
+            limit = one["max_tokens"]
+            if limit is not None and limit <= 0:
+                problems.append(f"{label}max_tokens is {limit}, it must be above 0")
+            own = {**one, "max_tokens": options["max_tokens"] if limit is None else limit}
+            problems += [f"{label}{text}" for text in _expect.problems(own)]
+        temperature = one["temperature"]
+        if temperature is not None and not 0 <= temperature <= 2:
+            problems.append(f"{label}temperature is {temperature:g}, it must be from 0 to 2")
     return problems
 
 
@@ -168,28 +218,3 @@ def verify(options: Mapping[str, Any], run: Run, hostname: str) -> dict[str, Any
         msg = f"{hostname}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
         return {**verification.result, "failed": True, "msg": msg}
     return verification.result
-
-
-def probes(
-    items: Iterable[Mapping[str, Any]], timeout: float | None, options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return how services are verified, as nim_verify takes it.
-
-    items: resolved services, or their records (name, url, ready_path, model, verify, start_timeout). timeout: seconds that
-    each may take to be ready, None for its own start_timeout. options: of chat_completion, for all; those of a service win.
-    """
-    found = []
-    for item in items:
-        probe = {
-            "name": item["name"],
-            "url": item["url"],
-            "unit": f"nim-{item['name']}.service",
-            "timeout": item["start_timeout"] if timeout is None else timeout,
-            **options,
-            **(item.get("verify") or {}),
-        }
-        for key in ("model", "ready_path"):
-            if item.get(key):
-                probe[key] = item[key]
-        found.append(probe)
-    return found

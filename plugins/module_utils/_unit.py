@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup, startup
 
 # argv -> (exit status, standard output, standard error)
 Run = Callable[[list[str]], tuple[int, str, str]]
@@ -35,6 +36,7 @@ _PROPERTIES = (
 # The cause of a crash stands far above the last lines: every process of the engine adds its own traceback.
 _WINDOW = 500
 _CHECK_EVERY = 1.0
+_READ_EVERY = 2.0
 _MISSES = 3
 
 # First match wins within one line. Each text is what an engine, NIM, Docker, Podman or systemd prints.
@@ -47,10 +49,15 @@ _CAUSES = {
         r"out of memory|OutOfMemoryError|oom.kill|no available memory for the cache blocks"
         r"|free memory on device .* is less than desired|larger than the available kv cache memory"
     ),
+    "driver_mismatch": (
+        r"driver/library version mismatch|cuda driver version is insufficient|unsatisfied condition: (cuda|driver|brand)"
+        r"|unsupported display driver / cuda driver combination|forward compatibility was attempted on non supported hw"
+        r"|error 80[34]: |nvidia driver on your system is too old|provided ptx was compiled with an unsupported toolchain"
+    ),
     "gpu_unavailable": (
         r"could not select device driver|unresolvable cdi devices|failed to initialize nvml"
-        r"|libcuda\.so\S*: cannot open|nvidia-container-cli: |cuda driver version is insufficient"
-        r"|cuda error: system not yet initialized|error 80[23]: |no cuda-capable device"
+        r"|libcuda\.so\S*: cannot open|nvidia-container-cli: "
+        r"|cuda error: system not yet initialized|error 802: |no cuda-capable device"
     ),
     "image_missing": (
         r"manifest unknown|manifest for \S+ not found|no matching manifest|no such image|image not known"
@@ -106,7 +113,18 @@ def show_command(unit: str) -> list[str]:
 
 def journal_command(unit: str, lines: int) -> list[str]:
     """Return the argv that reads the last lines of a unit's journal."""
-    return ["journalctl", "--unit=" + unit, "-n", str(lines), "-o", "cat", "--no-pager"]
+    # Without --all a progress bar, which has carriage returns, is but "blob data".
+    return ["journalctl", "--unit=" + unit, "-n", str(lines), "-o", "cat", "--all", "--no-pager"]
+
+
+def parse_journal(text: str) -> list[str]:
+    """Return the lines of a journal, oldest first, without colour codes; of a progress bar, what was seen last."""
+    lines = (_ANSI.sub("", line).rstrip().rpartition("\r")[2] for line in text.split("\n"))
+    return [
+        line
+        for line in ("".join(char for char in line if char.isprintable() or char == "\t") for line in lines)
+        if line.strip()
+    ]
 
 
 def parse_show(unit: str, text: str) -> UnitState:
@@ -167,6 +185,12 @@ def last_life(lines: Sequence[str]) -> list[str]:
     return ended or life
 
 
+def this_life(lines: Sequence[str]) -> list[str]:
+    """Return the journal lines since the last end of a life of the unit."""
+    ends = [number for number, line in enumerate(lines, 1) if _END_OF_LIFE.search(line)]
+    return list(lines[ends[-1] if ends else 0 :])
+
+
 def classify(lines: Sequence[str]) -> tuple[str, str] | None:
     """Return (failure class, the line that tells it) from the journal of a dead unit, None when nothing is known.
 
@@ -212,6 +236,8 @@ class UnitWatch:
         self._lines = lines
         self._now = now
         self._checked: float | None = None
+        self._read: float | None = None
+        self._startup: Startup | None = None
         self._misses = 0
 
     def check(self, force: bool = False) -> None:
@@ -239,7 +265,14 @@ class UnitWatch:
     def journal(self, lines: int | None = None) -> list[str]:
         """Return the last lines of the journal, oldest first, free of colour codes; empty when it cannot be read."""
         rc, out, _err = self._run(journal_command(self.unit, lines or self._lines))
-        return [_ANSI.sub("", line).rstrip() for line in out.splitlines() if line.strip()] if rc == 0 else []
+        return parse_journal(out) if rc == 0 else []
+
+    def startup(self) -> Startup | None:
+        """Return how far the present life of the unit says it has come. Reads the journal at most every two seconds."""
+        if self._read is None or self._now() - self._read >= _READ_EVERY:
+            self._read = self._now()
+            self._startup = startup(this_life(self.journal(_WINDOW)))
+        return self._startup
 
     def _fault(self, failure_class: str, seen: str) -> Fault:
         if failure_class == "unit_not_found":

@@ -18,15 +18,16 @@ from urllib.parse import urlsplit
 
 from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     CHAT_PATH,
-    Answer,
     chat_payload,
-    check_content,
     check_metadata,
+    check_profile,
     choose_model,
     clock,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._checks import Checks
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Broken, Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UnitWatch, last_words
 
 # A health check that hangs must not blind the wait; under load a healthy one may still take its time.
@@ -35,7 +36,7 @@ _READY_TIMEOUT = 30.0
 _SETTLE = 3.0
 _HISTORY = 100
 # Failures seen from outside whose cause the unit's journal may tell.
-_JOURNAL_HELPS = ("dead_engine", "starting")
+_JOURNAL_HELPS = ("dead_engine", "downloading", "starting")
 
 
 class Verification:
@@ -63,7 +64,9 @@ class Verification:
         self._start = now()
         self._model: str | None = options["model"]
         self.result: dict[str, Any] = {
+            "answers": [],
             "changed": False,
+            "checks": [],
             "content": None,
             "duration": None,
             "elapsed": 0.0,
@@ -77,8 +80,10 @@ class Verification:
             "next_command": None,
             "phase": "unreachable",
             "ready_after": None,
+            "stage": None,
             "status": None,
             "stream_duration": None,
+            "tokens_per_second": None,
             "ttft": None,
             "unit": {},
             "usage": {},
@@ -129,7 +134,8 @@ class Verification:
             silent = self.result["status"] is None and not self._watch
             detail = self.result["history"][-1]["detail"]
             seen = f"GET {options['ready_path']} was not ready within {options['timeout']:g} s (last: {detail})"
-            raise Fault("unreachable" if silent else "starting", seen, "HTTP 200")
+            downloading = self.result["stage"] == "downloading"
+            raise Fault("unreachable" if silent else "downloading" if downloading else "starting", seen, "HTTP 200")
         self._hand_over()
 
     def _is_ready(self) -> bool:
@@ -142,7 +148,8 @@ class Verification:
             self._note("ready", detail)
             return True
         # A service whose unit lives and whose port is silent is one that starts.
-        self._note("unreachable" if status is None and not self._watch else "starting", detail)
+        startup = self._watch.startup() if self._watch else None
+        self._note("unreachable" if status is None and not self._watch else "starting", detail, startup)
         return False
 
     def _verify(self) -> None:
@@ -153,30 +160,25 @@ class Verification:
                 self._watch.check(force=True)
             self._note("verified", "ready")
             return
-        self.result["models"] = endpoint.models()
-        model = choose_model(options["model"], self.result["models"])
+        models = endpoint.models()
+        self.result["models"] = list(models)
+        model = choose_model(options["model"], models)
         self.result["model"] = self._model = model
-        if options["check_metadata"]:
-            check_metadata(model, endpoint.metadata())
-        # The plain completion goes first: the very first one may compile kernels, which is no time to first token.
-        if "completion" in options["probes"]:
-            answer = endpoint.complete(self._payload())
-            self._accept(answer)
-            self.result["duration"] = _seconds(answer.duration)
-        if "stream" in options["probes"]:
-            answer = endpoint.stream(self._payload(stream=True))
-            self._accept(answer)
-            self.result.update(ttft=_seconds(answer.ttft), stream_duration=_seconds(answer.duration))
+        if options["check_metadata"] or options["expect_profile"]:
+            metadata = endpoint.metadata()
+            if options["check_metadata"]:
+                check_metadata(model, metadata)
+            if options["expect_profile"]:
+                check_profile(options["expect_profile"], metadata)
+        checks = Checks(options, endpoint, model, models[model], self._now, self._sleep)
+        try:
+            checks.run(options["probes"])
+        finally:
+            self.result.update(checks.facts)
         if self._watch:
             # The answer may have come from something else that holds the port of a service in a crash loop.
             self._watch.check(force=True)
         self._note("verified", f"{model} answered")
-
-    def _accept(self, answer: Answer) -> None:
-        if self._options["expect_regex"] is not None:
-            check_content(answer.content, self._options["expect_regex"])
-        if self.result["content"] is None:
-            self.result.update(content=answer.content, finish_reason=answer.finish_reason, usage=answer.usage)
 
     def _broken(self, exc: Broken) -> None:
         """Forgive the first broken connection: health may turn green a moment before the engine listens."""
@@ -199,11 +201,16 @@ class Verification:
             self.result["last_log"] = last_words(self._watch.journal())
             self.result["resume"].update(restarts=self._watch.restarts, invocation_id=self._watch.invocation_id)
 
-    def _note(self, phase: str, detail: str) -> None:
-        self.result["phase"] = phase
+    def _note(self, phase: str, detail: str, startup: Startup | None = None) -> None:
+        stage = startup.stage if startup else None
+        self.result.update(phase=phase, stage=stage)
         history = self.result["history"]
-        entry = {"phase": phase, "detail": detail}
-        if not history or {key: history[-1][key] for key in entry} != entry:
+        entry = {"phase": phase, "stage": stage, "detail": startup.words if startup else detail}
+        last = history[-1] if history else {}
+        if stage and (last.get("phase"), last.get("stage")) == (phase, stage):
+            # How far a stage has come is no new stage.
+            last.update(entry)
+        elif {key: last.get(key) for key in entry} != entry:
             history.append(dict(entry, at=self._elapsed()))
             del history[:-_HISTORY]
 
@@ -218,7 +225,7 @@ class Verification:
     def _next_command(self, fault: Fault) -> str:
         unit = self._options["unit"]
         failure_class = fault.failure_class
-        if failure_class in ("gpu_unavailable", "no_profile", "out_of_memory"):
+        if failure_class in ("driver_mismatch", "gpu_unavailable", "no_profile", "out_of_memory"):
             return "nvidia-smi"
         if failure_class == "disk_full":
             return "df -h"
@@ -230,13 +237,18 @@ class Verification:
             return f"journalctl -u {unit} -n 100 --no-pager"
         if failure_class in ("auth", "wrong_model"):
             return self._curl("/v1/models")
-        if failure_class in ("bad_response", "dead_engine", "wrong_answer"):
+        if failure_class == "buffered_stream":
+            return self._curl(CHAT_PATH, self._payload(stream=True))
+        if failure_class == "slow":
+            return self._curl("/v1/metrics")
+        if failure_class in ("bad_response", "dead_engine", "refused_by_policy", "wrong_answer"):
             return self._curl(CHAT_PATH, self._payload())
         return self._curl(self._options["ready_path"])
 
     def _curl(self, path: str, payload: dict[str, Any] | None = None) -> str:
         options = self._options
-        words = ["curl", "-sSi"]
+        # -N shows each piece of a stream when it comes.
+        words = ["curl", "-sSiN" if payload and payload.get("stream") else "-sSi"]
         for flag, value in (
             ("--cacert", options["ca_path"]),
             ("--cert", options["client_cert"]),
@@ -256,7 +268,3 @@ def port_of(url: str) -> int:
     """Return the TCP port of a URL."""
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _seconds(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

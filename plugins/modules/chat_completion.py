@@ -37,6 +37,68 @@ options:
     description: Messages to send instead of O(prompt), as the API takes them.
     type: list
     elements: dict
+  prompts:
+    description:
+      - Several prompts instead of O(prompt), each asked by every one of V(completion) and V(stream) in O(probes).
+      - What an item does not say is taken from the options of the same name.
+    type: list
+    elements: dict
+    suboptions:
+      prompt:
+        description: As O(prompt).
+        type: str
+      messages:
+        description: As O(messages).
+        type: list
+        elements: dict
+      max_tokens:
+        description: As O(max_tokens).
+        type: int
+      temperature:
+        description: As O(temperature).
+        type: float
+      expect_regex:
+        description: As O(expect_regex).
+        type: str
+      expect_script:
+        description: As O(expect_script).
+        type: str
+        choices: &scripts
+          - Arabic
+          - Armenian
+          - Bengali
+          - Cyrillic
+          - Devanagari
+          - Ethiopic
+          - Georgian
+          - Greek
+          - Gujarati
+          - Han
+          - Hangul
+          - Hebrew
+          - Hiragana
+          - Katakana
+          - Khmer
+          - Latin
+          - Tamil
+          - Telugu
+          - Thai
+      expect_finish_reason:
+        description: As O(expect_finish_reason).
+        type: str
+        choices: &reasons [stop, length, tool_calls, content_filter, function_call]
+      expect_min_tokens:
+        description: As O(expect_min_tokens).
+        type: int
+      expect_max_tokens:
+        description: As O(expect_max_tokens).
+        type: int
+      max_ttft:
+        description: As O(max_ttft).
+        type: float
+      min_tokens_per_second:
+        description: As O(min_tokens_per_second).
+        type: float
   max_tokens:
     description: Most tokens an answer may have. Models that reason first need more.
     type: int
@@ -50,14 +112,65 @@ options:
       - Completions to ask for once the endpoint is ready.
       - V(completion) is a plain answer.
       - V(stream) is an answer streamed as server-sent events.
-      - An empty list only waits and checks the model.
+      - V(pace) is a longer stream, whose tokens must come one by one. A proxy that keeps answers back until they are whole is
+        found out (V(buffered_stream)), by V(stream) only when its answer is long enough.
+      - V(tool_call) makes the model call a tool (O(tool_choice)), V(json_schema) makes it answer in JSON of a schema, and
+        V(logprobs) makes the endpoint tell how likely each token was.
+      - V(unknown_model) asks a model that is not served, which must be refused with HTTP 404.
+      - V(overlong_input) sends more than the model takes, which must be refused with HTTP 400, 413 or 422, and leave the endpoint
+        ready. The input is as long as C(max_model_len) of C(/v1/models), or of 300000 words where that is not told.
+      - V(wrong_key) sends another key than O(api_key), which must be refused with HTTP 401 or 403.
+      - V(client_abort) breaks off a long stream, after which the engine must stop to work on it (by C(/v1/metrics)) and answer the
+        next request.
+      - They are asked in the order above, whatever that of the list. An empty list only waits and checks the model.
       - V(health) asks for nothing but readiness. It is for images that serve no chat, and stands alone.
     type: list
     elements: str
-    choices: [completion, stream, health]
+    choices:
+      - completion
+      - stream
+      - pace
+      - tool_call
+      - json_schema
+      - logprobs
+      - unknown_model
+      - wrong_key
+      - client_abort
+      - overlong_input
+      - health
     default: [completion, stream]
+  tool_choice:
+    description:
+      - How the probe V(tool_call) makes the model use the tool. V(named) and V(required) leave it no choice, and work with engines
+        that read the calls of no model. V(auto) leaves it to the model, as agents do; the engine then needs a parser for its calls.
+    type: str
+    choices: [named, required, auto]
+    default: named
   expect_regex:
-    description: Regular expression (Python) that must be found in the content of every answer.
+    description: Regular expression (Python) that must be found in the content of every answer to O(prompt).
+    type: str
+  expect_script:
+    description: Script by its name in Unicode, of which every answer must have a letter. It shows that a model answers in a language.
+    type: str
+    choices: *scripts
+  expect_finish_reason:
+    description: Why every answer must have ended.
+    type: str
+    choices: *reasons
+  expect_min_tokens:
+    description: Fewest tokens (by C(usage)) that every answer must have.
+    type: int
+  expect_max_tokens:
+    description: Most tokens (by C(usage)) that every answer may have.
+    type: int
+  max_ttft:
+    description: Most seconds until the first content of a stream may take.
+    type: float
+  min_tokens_per_second:
+    description: Fewest tokens per second of a stream after its first. Answers of less than 8 tokens tell no pace, and fail.
+    type: float
+  expect_profile:
+    description: Id of the profile that C(/v1/metadata) must name as the one that runs.
     type: str
   check_metadata:
     description:
@@ -152,6 +265,25 @@ EXAMPLES = r"""
     expect_regex: (?i)\bparis\b
     timeout: 60
 
+- name: Ask in two languages, and see that nothing keeps the stream back
+  baremetal.nim.chat_completion:
+    url: http://127.0.0.1:8000
+    probes: [completion, pace]
+    prompts:
+      - prompt: "用中文說：你好"
+        expect_script: Han
+      - prompt: "What is 2 + 2? Answer in digits."
+        expect_regex: '4'
+        expect_max_tokens: 8
+    max_ttft: 1.5
+    min_tokens_per_second: 20
+
+- name: See that the endpoint refuses what it must refuse
+  baremetal.nim.chat_completion:
+    url: https://llm.example.com
+    api_key: "{{ gateway_api_key }}"
+    probes: [unknown_model, wrong_key, client_abort, overlong_input]
+
 - name: Verify the endpoint through the gateway, as a client sees it
   baremetal.nim.chat_completion:
     url: https://llm.example.com
@@ -175,6 +307,54 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+answers:
+  description: Every answer to a prompt, in the order they came.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    probe:
+      description: The probe that asked.
+      type: str
+    content:
+      description: Text of the answer.
+      type: str
+    finish_reason:
+      description: Why it ended.
+      type: str
+    usage:
+      description: Its token counts.
+      type: dict
+    duration:
+      description: Seconds it took.
+      type: float
+    ttft:
+      description: Seconds until its first content came. None when it was not streamed.
+      type: float
+    tokens_per_second:
+      description: Tokens per second after its first. None when it was not streamed, or too short to tell.
+      type: float
+checks:
+  description: The probes that were asked, in their order. The last one is the one that failed, if any did.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    probe:
+      description: Name of the probe.
+      type: str
+    passed:
+      description: Whether it saw what it wanted.
+      type: bool
+    detail:
+      description: What it saw.
+      type: str
+    duration:
+      description: Seconds it took.
+      type: float
+  sample:
+    - {probe: completion, passed: true, detail: 1 answer, duration: 0.21}
+    - {probe: unknown_model, passed: true, detail: "HTTP 404 (The model `x` does not exist.)", duration: 0.004}
 content:
   description: Text of the plain completion, or of the streamed one when only that was asked for.
   returned: always
@@ -221,6 +401,11 @@ stream_duration:
   returned: always
   type: float
   sample: 0.212
+tokens_per_second:
+  description: Tokens per second that the probe V(pace) saw. None when it was not asked.
+  returned: always
+  type: float
+  sample: 214.7
 status:
   description: Last HTTP status of the readiness check. None when nothing answered.
   returned: always
@@ -234,8 +419,15 @@ phase:
   returned: always
   type: str
   sample: verified
+stage:
+  description:
+    - What the journal of O(unit) says it is doing while the phase is V(starting) - V(pulling), V(downloading), V(preparing),
+      V(building), V(loading), V(compiling) or V(serving). None when nothing tells.
+  returned: always
+  type: str
+  sample: loading
 history:
-  description: Changes of the phase or its detail (the last 100), oldest first.
+  description: Changes of the phase, its stage or its detail (the last 100), oldest first.
   returned: always
   type: list
   elements: dict
@@ -246,14 +438,17 @@ history:
     phase:
       description: The phase.
       type: str
+    stage:
+      description: The stage, or None.
+      type: str
     detail:
       description: What was seen.
       type: str
   sample:
-    - {at: 0.0, phase: unreachable, detail: Connection refused}
-    - {at: 11.3, phase: starting, detail: HTTP 503}
-    - {at: 38.6, phase: ready, detail: HTTP 200}
-    - {at: 39.1, phase: verified, detail: meta/llama-3.1-8b-instruct answered}
+    - {at: 0.0, phase: starting, stage: downloading, detail: downloading 15.9 GB of 15.9 GB}
+    - {at: 11.3, phase: starting, stage: loading, detail: "loading weights, 4 of 4 shards"}
+    - {at: 38.6, phase: ready, stage: null, detail: HTTP 200}
+    - {at: 39.1, phase: verified, stage: null, detail: meta/llama-3.1-8b-instruct answered}
 elapsed:
   description: Seconds the whole task took.
   returned: always
@@ -316,12 +511,13 @@ unit:
 failure_class:
   description:
     - Class of the failure. None on success.
-    - 'Of the endpoint: V(unreachable) nothing answered, V(starting) it was not ready in time, V(dead_engine) it is ready but
-      does not complete, V(wrong_model), V(bad_response) what it answers is not the API, V(wrong_answer) O(expect_regex) was
-      not found, V(auth), V(tls).'
+    - 'Of the endpoint: V(unreachable) nothing answered, V(starting) it was not ready in time, V(downloading) nor had its download
+      ended, V(dead_engine) it is ready but does not complete, V(wrong_model), V(bad_response) what it answers is not the API,
+      V(refused_by_policy) a guardrail or filter answered, V(wrong_answer) it is not what was expected, V(slow) it is but took
+      longer, V(buffered_stream) something keeps streams back, V(auth), V(tls).'
     - 'Of the unit: V(unit_not_found), V(unit_stopped), V(unit_unreadable), V(crash_loop), or more exactly, as its journal
       says, V(out_of_memory), V(no_profile), V(auth), V(cache_permission), V(disk_full), V(port_in_use), V(image_missing),
-      V(gpu_unavailable).'
+      V(gpu_unavailable), V(driver_mismatch).'
   returned: always
   type: str
   sample: out_of_memory

@@ -46,8 +46,10 @@ class Progress:
         """Tell of a slice that ended without a final result."""
         history = result.get("history") or [{}]
         log = result.get("last_log")
-        news = f"{result.get('phase')}, {history[-1].get('detail')}"
-        self._tell(str(result.get("phase")), news, elapsed, f"; last log: {log}" if log else "")
+        stage, phase, detail = result.get("stage"), str(result.get("phase")), history[-1].get("detail")
+        # The words of a stage say more than the line they were read from.
+        last = f"; last log: {log}" if log and not stage else ""
+        self._tell(stage or phase, str(detail) if stage else f"{phase}, {detail}", elapsed, last)
 
     def lost(self, reason: str, elapsed: float) -> None:
         """Tell of a slice that was lost with the connection."""
@@ -182,8 +184,13 @@ class SlicedAction(ActionBase):
 
 def _join(history: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
     """Append the history of a slice, which begins by telling again where the one before ended."""
-    same = bool(history and more) and all(history[-1].get(key) == more[0].get(key) for key in ("phase", "detail"))
-    history += more[1:] if same else more
+    if history and more:
+        before, after = history[-1], more[0]
+        staged = bool(after.get("stage")) and before.get("stage") == after["stage"]
+        if before.get("phase") == after.get("phase") and (staged or before.get("detail") == after.get("detail")):
+            before["detail"] = after.get("detail")
+            more = more[1:]
+    history += more
 
 
 def verified(result: Mapping[str, Any]) -> str:

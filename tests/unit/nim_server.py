@@ -12,7 +12,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any, Self
@@ -29,6 +29,8 @@ class NimServer:
     starting_for: seconds /v1/health/ready answers 503 after the start. models: ids listed. answers_as: model of the
     answers (default the one asked). metadata: body of /v1/metadata, None for 404. api_key: wanted, None for none.
     replies: (method, path) -> Reply that takes the place of the contract. tls: context of the server side.
+    length: tokens the models take. gap: seconds between two pieces of a long stream. holds: whether requests go on though their
+    client has left.
     """
 
     def __init__(
@@ -41,7 +43,14 @@ class NimServer:
         api_key: str | None = None,
         replies: dict[tuple[str, str], Reply] | None = None,
         tls: ssl.SSLContext | None = None,
+        length: int = 4096,
+        gap: float = 0.002,
+        holds: bool = False,
     ) -> None:
+        self.length = length
+        self.gap = gap
+        self.holds = holds
+        self.running = 0
         self.models = list(models)
         self.answers_as = answers_as
         self.metadata = metadata
@@ -233,7 +242,8 @@ def _health_ready(nim: NimServer, handler: Handler, _body: Any) -> None:
 
 
 def _models(nim: NimServer, handler: Handler, _body: Any) -> None:
-    data = [{"id": model, "object": "model", "owned_by": "system", "root": model} for model in nim.models]
+    card = {"object": "model", "owned_by": "system", "max_model_len": nim.length}
+    data = [{"id": model, "root": model, **card} for model in nim.models]
     handler.send_json(200, {"object": "list", "data": data})
 
 
@@ -244,15 +254,70 @@ def _metadata(nim: NimServer, handler: Handler, _body: Any) -> None:
         handler.send_json(200, nim.metadata)
 
 
+def _metrics(nim: NimServer, handler: Handler, _body: Any) -> None:
+    text = (
+        f'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{model_name="{MODEL}"}} {nim.running}.0\n'
+    )
+    handler.send_body(200, "text/plain; version=0.0.4", text.encode())
+
+
 def _chat(nim: NimServer, handler: Handler, body: Any) -> None:
     model = body["model"]
+    words = " ".join(str(message["content"]) for message in body["messages"]).split()
     if model not in nim.models:
         error = {"message": f"The model `{model}` does not exist.", "type": "NotFoundError", "code": 404}
         handler.send_json(404, {"error": error})
+    elif len(words) > nim.length:
+        error = {"message": f"This model's maximum context length is {nim.length} tokens.", "code": 400}
+        handler.send_json(400, {"error": error})
+    elif body.get("stream") and "Count" in words:
+        _count(nim, handler, body)
     elif body.get("stream"):
         handler.send_stream(sse(chunks(nim.answers_as or model)))
     else:
-        handler.send_json(200, completion(nim.answers_as or model))
+        handler.send_json(200, answer(body, nim.answers_as or model))
+
+
+def answer(body: Any, model: str = MODEL) -> dict[str, Any]:
+    """Return the body of a plain completion that does what its request asks for."""
+    if body.get("tools"):
+        arguments = json.dumps({"city": "Paris", "unit": "celsius"})
+        call = {"id": "call-1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+        done = completion(model, None)
+        done["choices"][0]["message"]["tool_calls"] = [call]
+        done["choices"][0]["finish_reason"] = "tool_calls"
+        return done
+    if body.get("response_format"):
+        return completion(model, json.dumps({"city": "Paris", "continent": "Europe", "capital": True}))
+    done = completion(model)
+    if body.get("logprobs"):
+        tokens = [{"token": token, "logprob": -0.25, "bytes": list(token.encode())} for token in ("re", "ady")]
+        others = [{"token": "go", "logprob": -3.5, "bytes": [103, 111]}]
+        content = [{**token, "top_logprobs": [token, *others]} for token in tokens]
+        done["choices"][0]["logprobs"] = {"content": content}
+    return done
+
+
+def _count(nim: NimServer, handler: Handler, body: Any) -> None:
+    """Stream a long answer piece by piece, unless its reader has left."""
+    number = min(body["max_tokens"], 200)
+    events = chunks(words=[f"{index} " for index in range(number)])
+    events[-1]["usage"] = usage(completion=number)
+
+    def paced() -> Iterator[bytes]:
+        for part in sse(events):
+            time.sleep(nim.gap)
+            yield part
+
+    nim.running += 1
+    try:
+        handler.send_stream(paced())
+    except OSError:
+        while nim.holds:
+            time.sleep(0.05)
+        raise
+    finally:
+        nim.running -= 1
 
 
 _CONTRACT: dict[tuple[str, str], Reply] = {
@@ -261,5 +326,6 @@ _CONTRACT: dict[tuple[str, str], Reply] = {
     ("GET", "/v1/health/ready"): _health_ready,
     ("GET", "/v1/models"): _models,
     ("GET", "/v1/metadata"): _metadata,
+    ("GET", "/v1/metrics"): _metrics,
     ("POST", "/v1/chat/completions"): _chat,
 }

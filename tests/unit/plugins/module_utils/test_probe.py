@@ -1,52 +1,12 @@
 # Copyright: Contributors to the baremetal.nim collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How services and their records are verified."""
+"""Options of a verification."""
 
 from __future__ import annotations
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe
-
-SERVICE = {
-    "name": "llama",
-    "url": "http://127.0.0.1:8000",
-    "ready_path": "/v1/health/ready",
-    "model": "meta/llama-3.1-8b-instruct",
-    "start_timeout": 1800,
-    "verify": {},
-    "gpus": ["0"],
-}
-PROBE = {
-    "name": "llama",
-    "url": "http://127.0.0.1:8000",
-    "unit": "nim-llama.service",
-    "ready_path": "/v1/health/ready",
-    "model": "meta/llama-3.1-8b-instruct",
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "timeout", "options", "expected"),
-    [
-        ({}, None, {}, {**PROBE, "timeout": 1800}),
-        ({}, 300, {}, {**PROBE, "timeout": 300}),
-        ({}, 300, {"prompt": "Hello", "max_tokens": 8}, {**PROBE, "timeout": 300, "prompt": "Hello", "max_tokens": 8}),
-        ({"verify": {"prompt": "Hi"}}, 300, {"prompt": "Hello"}, {**PROBE, "timeout": 300, "prompt": "Hi"}),
-        ({"verify": {"probes": ["health"]}}, 300, {}, {**PROBE, "timeout": 300, "probes": ["health"]}),
-    ],
-    ids=["service", "timeout", "options-of-all", "its-own-win", "health"],
-)
-def test_probes(changes, timeout, options, expected):
-    assert _probe.probes([{**SERVICE, **changes}], timeout, options) == [expected]
-
-
-def test_service_that_names_no_model_and_a_record_of_an_older_collection():
-    service = {**SERVICE, "model": ""}
-    record = {"name": "phi", "url": "http://127.0.0.1:8001", "model": None}
-    first, second = _probe.probes([service, record], 60, {})
-    assert "model" not in first
-    assert second == {"name": "phi", "url": "http://127.0.0.1:8001", "unit": "nim-phi.service", "timeout": 60}
 
 
 @pytest.mark.parametrize(

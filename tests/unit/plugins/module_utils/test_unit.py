@@ -191,7 +191,26 @@ allocate 224.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which 104.19 MiB
             "docker: Error response from daemon: CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=0",
             "gpu_unavailable",
         ),
-        ("Failed to initialize NVML: Driver/library version mismatch", "gpu_unavailable"),
+        ("Failed to initialize NVML: Driver/library version mismatch", "driver_mismatch"),
+        (
+            (
+                "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has unsupported display driver / cuda "
+                "driver combination"
+            ),
+            "driver_mismatch",
+        ),
+        (
+            (
+                "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.9, please update your driver to a newer "
+                "version, or use an earlier cuda container: unknown"
+            ),
+            "driver_mismatch",
+        ),
+        ("CUDA driver version is insufficient for CUDA runtime version", "driver_mismatch"),
+        (
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver",
+            "driver_mismatch",
+        ),
         (
             "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
             "gpu_unavailable",
@@ -315,7 +334,7 @@ def test_commands_are_argument_lists():
     assert _unit.show_command(UNIT)[:2] == ["systemctl", "show"]
     assert _unit.show_command(UNIT)[-2:] == ["--", UNIT]
     assert _unit.journal_command(UNIT, 20) == [
-        "journalctl", f"--unit={UNIT}", "-n", "20", "-o", "cat", "--no-pager",
+        "journalctl", f"--unit={UNIT}", "-n", "20", "-o", "cat", "--all", "--no-pager",
     ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.doc_fragments import _endpoint
-from ansible_collections.baremetal.nim.plugins.module_utils import _probe, _verify
+from ansible_collections.baremetal.nim.plugins.module_utils import _checks, _probe, _verify
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.modules import chat_completion
 from ansible_collections.baremetal.nim.tests.unit.nim_server import (
@@ -171,7 +171,7 @@ def test_result_is_what_the_documentation_says(call):
     assert set(result) - {"changed", "invocation"} == always
     text = " ".join(documented["failure_class"]["description"])
     # The others are of staging and of benchmarks alone.
-    others = ["cache_missing", "overloaded", "slow", "wrong_contract"]
+    others = ["cache_missing", "overloaded", "wrong_contract"]
     assert [name for name in CURES if f"V({name})" not in text] == others
 
 
@@ -184,6 +184,11 @@ def test_options_are_what_the_documentation_says():
         for key in ("type", "default", "choices", "elements", "required"):
             assert option.get(key) == spec[name].get(key), (name, key)
     assert set(documented["resume"]["suboptions"]) == set(spec["resume"]["options"])
+    prompt = documented["prompts"]["suboptions"]
+    assert set(prompt) == set(spec["prompts"]["options"])
+    for name, option in prompt.items():
+        for key in ("type", "choices", "elements"):
+            assert option.get(key) == spec["prompts"]["options"][name].get(key), (name, key)
 
 
 def test_options_reach_the_endpoint(call):
@@ -499,6 +504,200 @@ def test_expect_regex(call, fail):
     assert result["evidence"] == ["ready"]
 
 
+def test_several_prompts_with_expectations_of_their_own(call, fail):
+    def echo(_nim, handler, body):
+        text = {"Chinese?": "你好", "Sum?": "4"}[body["messages"][-1]["content"]]
+        if body.get("stream"):
+            handler.send_stream(sse(chunks(words=[text])))
+        else:
+            handler.send_json(200, completion(content=text))
+
+    prompts = [
+        {"prompt": "Chinese?", "expect_script": "Han"},
+        {"messages": [{"role": "user", "content": "Sum?"}], "expect_regex": "^4$", "max_tokens": 5, "temperature": 0.5},
+    ]
+    with NimServer(replies={CHAT: echo}) as nim:
+        result = call(nim.url, prompts=prompts, expect_finish_reason="stop")
+        asked = nim.asked(CHAT[1])
+        wrong = fail(
+            nim.url, prompts=[*prompts, {"prompt": "Sum?", "expect_script": "Cyrillic", "expect_min_tokens": 3}]
+        )
+    assert [(one["probe"], one["content"]) for one in result["answers"]] == [
+        ("completion", "你好"), ("completion", "4"), ("stream", "你好"), ("stream", "4"),
+    ]  # fmt: skip
+    assert [(one["max_tokens"], one["temperature"]) for one in asked] == [(64, 0.0), (5, 0.5)] * 2
+    assert [(check["probe"], check["passed"], check["detail"]) for check in result["checks"]] == [
+        ("completion", True, "2 answers"), ("stream", True, "2 streamed answers"),
+    ]  # fmt: skip
+    assert wrong["failure_class"] == "wrong_answer"
+    seen = "the answer is '4' (letters of no script and 2 tokens), wanted letters of Cyrillic and at least 3 tokens"
+    assert seen in wrong["msg"]
+    assert [check["passed"] for check in wrong["checks"]] == [False]
+
+
+def test_features(call):
+    with NimServer() as nim:
+        result = call(nim.url, probes=["tool_call", "json_schema", "logprobs"], tool_choice="auto")
+        asked = nim.asked(CHAT[1])
+    assert result["phase"] == "verified"
+    assert {check["probe"]: check["detail"] for check in result["checks"]} == {
+        "tool_call": "called with {'city': 'Paris', 'unit': 'celsius'}",
+        "json_schema": "answered {'city': 'Paris', 'continent': 'Europe', 'capital': True}",
+        "logprobs": "2 tokens",
+    }
+    assert asked[0]["tool_choice"] == "auto" and asked[0]["tools"][0]["function"]["name"] == "get_weather"
+    assert asked[1]["response_format"]["json_schema"]["strict"] is True
+    assert (asked[2]["logprobs"], asked[2]["top_logprobs"]) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ("tool_call", "called no tool, wanted a call of get_weather"),
+        ("json_schema", "did not keep to the JSON schema: 'ready' is no JSON"),
+        ("logprobs", "told nothing of its tokens (logprobs)"),
+    ],
+)
+def test_features_that_are_ignored(fail, probe, words):
+    with NimServer(replies={CHAT: send(200, completion())}) as nim:
+        result = fail(nim.url, probes=[probe])
+    assert result["failure_class"] == "bad_response"
+    assert words in result["msg"]
+
+
+def test_what_must_be_refused_is(call):
+    with NimServer(api_key="the-right-key", length=100) as nim:
+        probes = ["overlong_input", "client_abort", "wrong_key", "unknown_model"]
+        result = call(nim.url, probes=probes, api_key="the-right-key")
+        asked = nim.asked(CHAT[1])
+    checks = {check["probe"]: check["detail"] for check in result["checks"]}
+    assert list(checks) == ["unknown_model", "wrong_key", "client_abort", "overlong_input"]
+    assert checks["unknown_model"] == f"HTTP 404 (The model `{MODEL}-that-is-not-served` does not exist.)"
+    assert checks["wrong_key"] == "HTTP 401 (Unauthorized)"
+    assert checks["client_abort"].startswith("freed within ") and checks["client_abort"].endswith("answered")
+    assert checks["overlong_input"] == "HTTP 400 (This model's maximum context length is 100 tokens.)"
+    assert len(asked[-1]["messages"][0]["content"].split()) == 164
+
+
+def test_a_model_of_unknown_length_gets_more_than_any_takes(call):
+    card = {"id": MODEL, "object": "model"}
+    with NimServer(replies={MODELS: send(200, {"object": "list", "data": [card]})}) as nim:
+        call(nim.url, probes=["overlong_input"])
+        asked = nim.asked(CHAT[1])
+    assert len(asked[0]["messages"][0]["content"].split()) == 300_000
+
+
+def answers_all(_nim, handler, body):
+    handler.send_json(200, completion(body["model"]))
+
+
+def breaks_on_too_long(nim, handler, body):
+    nim.replies[READY] = send(503, "")
+    handler.send_json(400, {"error": {"message": "too long"}})
+
+
+@pytest.mark.parametrize(
+    ("probe", "reply", "failure_class", "words"),
+    [
+        ("unknown_model", answers_all, "bad_response", "that-is-not-served got HTTP 200"),
+        ("unknown_model", send(500, "Traceback"), "dead_engine", "wanted HTTP 404"),
+        ("overlong_input", answers_all, "bad_response", "4160 words for 4096 tokens got HTTP 200"),
+        (
+            "overlong_input",
+            breaks_on_too_long,
+            "dead_engine",
+            "HTTP 503 from GET /v1/health/ready after too long an input",
+        ),
+        ("wrong_key", answers_all, "bad_response", "a wrong key got HTTP 200"),
+    ],
+)
+def test_what_is_not_refused(fail, probe, reply, failure_class, words):
+    with NimServer(replies={CHAT: reply}) as nim:
+        result = fail(nim.url, probes=[probe], api_key="the-right-key")
+    assert result["failure_class"] == failure_class
+    assert words in result["msg"]
+
+
+def test_a_request_that_outlives_its_client_is_told(fail, monkeypatch):
+    monkeypatch.setattr(_checks, "_FREED_WITHIN", 0.5)
+    with NimServer(holds=True) as nim:
+        result = fail(nim.url, probes=["client_abort"])
+        nim.holds = False
+    assert result["failure_class"] == "dead_engine"
+    assert "1 requests run 0.5 s after a client left, 0 did before it came" in result["msg"]
+
+
+def test_an_abort_without_metrics_is_still_followed_by_an_answer(call):
+    with NimServer(replies={("GET", "/v1/metrics"): send(404, {})}) as nim:
+        result = call(nim.url, probes=["client_abort"])
+    assert result["checks"][0]["detail"] == "no metrics tell of running requests; the next request was answered"
+
+
+def test_pace(call, fail):
+    with NimServer() as nim:
+        result = call(nim.url, probes=["pace"], max_ttft=5, min_tokens_per_second=10)
+        slow = fail(nim.url, probes=["pace"], min_tokens_per_second=1e6)
+        late = fail(nim.url, probes=["pace"], max_ttft=0.0001)
+    assert 10 < result["tokens_per_second"] < 1000
+    assert result["answers"][0]["usage"]["completion_tokens"] == 96
+    assert slow["failure_class"] == "slow" and "wanted at least 1e+06 tokens/s" in slow["msg"]
+    assert slow["next_command"] == f"curl -sSi {nim.url}/v1/metrics"
+    assert late["failure_class"] == "slow" and "the first token came after" in late["msg"]
+
+
+def test_a_proxy_that_keeps_streams_back_is_found(fail):
+    with NimServer(gap=0) as nim:
+        whole = []
+
+        def buffered(nim, handler, body):
+            events = chunks(words=[f"{number} " for number in range(body["max_tokens"])])
+            time.sleep(0.1)
+            # In one piece, as a proxy that buffers passes it on.
+            handler.send_stream([b"".join(sse(events))])
+            whole.append(body)
+
+        nim.replies[CHAT] = buffered
+        result = fail(nim.url, probes=["pace"])
+    assert result["failure_class"] == "buffered_stream"
+    assert "96 pieces of a stream came within" in result["msg"]
+    assert result["evidence"][0].startswith("seconds of the first pieces: 0.1")
+    assert "curl -sSiN" in result["next_command"] and '"stream": true' in result["next_command"]
+    # Once may be chance.
+    assert len(whole) == 2
+
+
+def test_a_short_stream_tells_no_pace(call, fail):
+    with NimServer(replies={CHAT: send_stream(sse(chunks()))}) as nim:
+        assert call(nim.url, probes=["stream"])["phase"] == "verified"
+        result = fail(nim.url, probes=["stream"], min_tokens_per_second=10)
+        short = fail(nim.url, probes=["pace"])
+    assert "2 tokens came, too few to tell their pace, wanted a longer answer" in result["msg"]
+    assert "came in 2 pieces, wanted at least 8" in short["msg"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_refused_by_policy(fail, stream):
+    refused = completion(content=None)
+    refused["choices"][0]["message"]["refusal"] = "I can't help with that."
+    refused["choices"][0]["finish_reason"] = "content_filter"
+    events = chunks(words=[])
+    events[1]["choices"][0]["finish_reason"] = "content_filter"
+    reply = send_stream(sse(events)) if stream else send(200, refused)
+    with NimServer(replies={CHAT: reply}) as nim:
+        result = fail(nim.url, probes=["stream" if stream else "completion"])
+    assert result["failure_class"] == "refused_by_policy"
+    assert result["next_command"].startswith("curl -sSi")
+
+
+def test_profile(call, fail):
+    metadata = {"selectedModelProfileId": "8835c317", "modelInfo": [{"shortName": MODEL}]}
+    with NimServer(metadata=metadata) as nim:
+        assert call(nim.url, expect_profile="8835c317")["phase"] == "verified"
+        result = fail(nim.url, expect_profile="4f904d57", check_metadata=False)
+    assert result["failure_class"] == "wrong_model"
+    assert "GET /v1/metadata names profile 8835c317, wanted profile 4f904d57" in result["msg"]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -516,7 +715,33 @@ def test_expect_regex(call, fail):
         ({"ca_path": "/nowhere/ca.pem"}, "ca_path /nowhere/ca.pem cannot be read"),
         ({"client_key": "/nowhere/key.pem"}, "client_cert"),
         ({"prompt": "a", "messages": []}, "mutually exclusive"),
-        ({"probes": ["embedding"]}, "probes"),
+        ({"prompt": "a", "prompts": [{"prompt": "b"}]}, "mutually exclusive"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [{"content": "hi"}]}, "messages[0] has no role"),
+        ({"prompts": []}, "prompts is empty"),
+        ({"prompts": [{"prompt": ""}]}, "prompts[0]: prompt is empty"),
+        ({"prompts": [{"expect_regex": "x"}]}, "one of the following is required: prompt, messages"),
+        ({"prompts": [{"prompt": "x", "expect_regex": "["}]}, "prompts[0]: expect_regex '[' is no regular expression"),
+        ({"prompts": [{"prompt": "x", "max_tokens": 0}]}, "prompts[0]: max_tokens is 0"),
+        (
+            {"prompts": [{"prompt": "x", "expect_min_tokens": 65}]},
+            "prompts[0]: expect_min_tokens is 65, but max_tokens",
+        ),
+        ({"temperature": 3}, "temperature is 3, it must be from 0 to 2"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"expect_script": "Klingon"}, "expect_script must be one of"),
+        ({"expect_finish_reason": "abort"}, "expect_finish_reason must be one of"),
+        (
+            {"expect_min_tokens": 9, "expect_max_tokens": 8},
+            "expect_min_tokens is 9, it must not be above expect_max_tokens",
+        ),
+        ({"max_ttft": 0}, "max_ttft is 0, it must be above 0"),
+        ({"min_tokens_per_second": -1}, "min_tokens_per_second is -1"),
+        ({"max_ttft": 1, "probes": ["completion"]}, "max_ttft is measured on streams: add stream or pace to probes"),
+        ({"probes": ["wrong_key"]}, "there is no api_key"),
+        ({"tool_choice": "none"}, "tool_choice must be one of"),
+        ({"probes": ["telepathy"]}, "probes"),
         ({"probes": ["health", "stream"]}, "probes are health, stream, but health stands alone"),
     ],
 )
@@ -575,7 +800,7 @@ def test_a_unit_in_a_crash_loop_fails_in_seconds(fail, host):
     assert f"wanted active. Journal: {OOM} Free memory" in result["msg"]
     assert result["evidence"] == ["Loading weights", OOM, f"{UNIT}: Failed with result 'exit-code'."]
     assert result["next_command"] == "nvidia-smi"
-    assert f"--unit={UNIT} -n 500 -o cat --no-pager" in (folder / "journal.calls").read_text()
+    assert f"--unit={UNIT} -n 500 -o cat --all --no-pager" in (folder / "journal.calls").read_text()
 
 
 @pytest.mark.parametrize(
@@ -643,10 +868,30 @@ def test_a_dead_engine_in_a_living_unit_shows_the_journal(fail, host, monkeypatc
 
 
 def test_a_slow_start_of_a_living_unit_shows_the_journal(fail, host):
-    host(RUNNING, journal=["Downloading model shard 3/61"])
+    host(RUNNING, journal=["Waiting for the other ranks"])
     result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT, timeout=0.3)
     assert result["failure_class"] == "starting"
-    assert "Journal: Downloading model shard 3/61." in result["msg"]
+    assert result["stage"] is None
+    assert "Journal: Waiting for the other ranks." in result["msg"]
+
+
+def test_a_download_that_does_not_end_in_time_says_how_far_it_came(fail, host):
+    bar = "model-00001-of-00004.safetensors:  45%|####5     | 2.26G/4.98G [00:12<00:14, 181MB/s]"
+    host(RUNNING, journal=["INFO ngc_injector.py:141] Selected profile: 8835c317 (vllm-fp16-tp1)", bar])
+    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT, timeout=0.3)
+    assert (result["failure_class"], result["phase"], result["stage"]) == ("downloading", "starting", "downloading")
+    assert "(last: downloading 2.3 GB of 5.0 GB)" in result["msg"]
+    assert bar in result["evidence"]
+    assert result["next_command"] == f"journalctl -u {UNIT} -n 100 --no-pager"
+    assert [entry["stage"] for entry in result["history"]] == ["downloading"]
+
+
+def test_a_driver_too_old_for_the_image_is_told(fail, host):
+    said = "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."
+    host(AUTO_RESTART, journal=[said, f"{UNIT}: Failed with result 'exit-code'."])
+    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT)
+    assert (result["failure_class"], result["next_command"]) == ("driver_mismatch", "nvidia-smi")
+    assert said in result["evidence"]
 
 
 def test_a_host_without_systemd(fail, tmp_path, monkeypatch):

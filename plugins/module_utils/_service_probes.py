@@ -1,0 +1,38 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How the endpoints of services are verified. Pure, and light: filters load it in every task.
+
+This module util is private to the collection and may change at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def service_probes(
+    items: Iterable[Mapping[str, Any]], timeout: float | None, options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return how services are verified, as nim_verify takes it.
+
+    items: resolved services, or their records (name, url, ready_path, model, verify, start_timeout). timeout: seconds that
+    each may take to be ready, None for its own start_timeout. options: of chat_completion, for all; those of a service win.
+    """
+    found = []
+    for item in items:
+        probe = {
+            "name": item["name"],
+            "url": item["url"],
+            "unit": f"nim-{item['name']}.service",
+            "timeout": item["start_timeout"] if timeout is None else timeout,
+            **options,
+            **(item.get("verify") or {}),
+        }
+        for key in ("model", "ready_path"):
+            if item.get(key):
+                probe[key] = item[key]
+        found.append(probe)
+    return found
