@@ -24,6 +24,8 @@ class Generation:
 
     tokens: list[str]
     finish: str
+    # Name of the function that the text has the arguments of.
+    calls: str = ""
 
     @property
     def text(self) -> str:
@@ -92,6 +94,12 @@ class Model:
             tokens = self.tokenize(text[: min(ends)])
         cut = len(tokens) > max_tokens or (min_tokens >= max_tokens and not ends)
         return Generation(tokens[:max_tokens], "length" if cut else "stop")
+
+
+def logprob(prompt: str, index: int, token: str) -> float:
+    """Return the logarithm of a likelihood that only the prompt and the token decide."""
+    digest = hashlib.sha256(f"{prompt}\0{index}\0{token}".encode()).digest()
+    return round(math.log((int.from_bytes(digest[:4], "big") + 1) / (2**32 + 1)) / 8, 6)
 
 
 class _Walk:

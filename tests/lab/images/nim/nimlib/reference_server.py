@@ -16,13 +16,15 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import faults, logs
 from .api import NimMiddleware, Receive, Scope, Send, error, reply
-from .reference import Generation, Model, content
+from .guided import called_tool, document, wanted_schema
+from .reference import Generation, Model, content, logprob
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ class Server:
         posts = {"/v1/chat/completions": True, "/v1/completions": False}
         try:
             if path in posts and method == "POST":
-                await self.complete(await body(receive), posts[path], send)
+                await self.complete(await body(receive), posts[path], receive, send)
             elif path in posts:
                 raise Refused("Method Not Allowed", status=405, kind="MethodNotAllowedError")
             elif path == "/v1/models":
@@ -151,8 +153,8 @@ class Server:
             "max_model_len": self.length,
         }
 
-    async def complete(self, raw: bytes, chat: bool, send: Send) -> None:
-        """Answer a completion request, whole or as a stream."""
+    async def complete(self, raw: bytes, chat: bool, receive: Receive, send: Send) -> None:
+        """Answer a completion request, whole or as a stream, for as long as its client is there."""
         begun = time.monotonic()
         request = self.parse(raw)
         prompt, question = self.prompt(request, chat)
@@ -161,17 +163,22 @@ class Server:
         stop = request.get("stop") or []
         floor = limit if request.get("ignore_eos") else request.get("min_tokens") or 0
         seeds = [self.seed(request, index) for index in range(request.get("n") or 1)]
-        results = [
-            self.model.generate(
-                prompt,
-                question,
-                max_tokens=limit,
-                seed=seed,
-                stop=[stop] if isinstance(stop, str) else stop,
-                min_tokens=floor,
-            )
-            for seed in seeds
-        ]
+        guided = self.guided(request, question, limit) if chat else None
+        results = (
+            [guided]
+            if guided
+            else [
+                self.model.generate(
+                    prompt,
+                    question,
+                    max_tokens=limit,
+                    seed=seed,
+                    stop=[stop] if isinstance(stop, str) else stop,
+                    min_tokens=floor,
+                )
+                for seed in seeds
+            ]
+        )
         total = sum(len(result.tokens) for result in results)
         usage = {"prompt_tokens": used, "total_tokens": used + total, "completion_tokens": total}
         frame = {
@@ -184,13 +191,11 @@ class Server:
         reason = "abort"
         try:
             if request.get("stream"):
-                await self.stream(send, frame, results, request, usage, chat, begun)
+                answer = partial(self.stream, frame, results, request, usage, chat, begun)
             else:
-                await asyncio.sleep(max(len(result.tokens) for result in results) / self.rate)
-                self.metrics.first_token.observe(time.monotonic() - begun)
-                choices = [choice(index, result, chat) for index, result in enumerate(results)]
-                await reply(send, 200, {**frame, "choices": choices, "usage": usage})
-            reason = results[0].finish
+                answer = partial(self.whole, frame, results, request, usage, chat, begun, prompt)
+            if await unless_gone(answer, receive, send):
+                reason = results[0].finish
         finally:
             self.metrics.running -= 1
             self.metrics.finished[reason] += 1
@@ -198,15 +203,35 @@ class Server:
             self.metrics.counters["generation_tokens_total"] += total
             self.metrics.whole.observe(time.monotonic() - begun)
 
-    async def stream(
+    async def whole(
         self,
-        send: Send,
         frame: dict[str, Any],
         results: list[Generation],
         request: dict[str, Any],
         usage: dict[str, int],
         chat: bool,
         begun: float,
+        prompt: str,
+        send: Send,
+    ) -> None:
+        """Send the answer in one piece."""
+        await asyncio.sleep(max(len(result.tokens) for result in results) / self.rate)
+        self.metrics.first_token.observe(time.monotonic() - begun)
+        choices = [choice(index, result, chat) for index, result in enumerate(results)]
+        if chat and request.get("logprobs"):
+            for entry, result in zip(choices, results, strict=True):
+                entry["logprobs"] = {"content": told(prompt, result.tokens, request.get("top_logprobs") or 0)}
+        await reply(send, 200, {**frame, "choices": choices, "usage": usage})
+
+    async def stream(
+        self,
+        frame: dict[str, Any],
+        results: list[Generation],
+        request: dict[str, Any],
+        usage: dict[str, int],
+        chat: bool,
+        begun: float,
+        send: Send,
     ) -> None:
         """Send the tokens one by one, as server-sent events."""
         wants_usage = bool((request.get("stream_options") or {}).get("include_usage"))
@@ -224,11 +249,18 @@ class Server:
         for index, result in enumerate(results):
             if chat:
                 await event({**frame, "choices": [chunk(index, {"role": "assistant", "content": ""}, None)], **rest})
+            if result.calls:
+                function = {"name": result.calls, "arguments": ""}
+                call = {"index": 0, "id": call_id(frame), "type": "function", "function": function}
+                await event({**frame, "choices": [chunk(index, {"tool_calls": [call]}, None)], **rest})
             async for token in self.paced(result):
                 if first:
                     self.metrics.first_token.observe(time.monotonic() - begun)
                     first = False
-                delta = chunk(index, {"content": token}, None) if chat else text_chunk(index, token, None)
+                if result.calls:
+                    delta = chunk(index, {"tool_calls": [{"index": 0, "function": {"arguments": token}}]}, None)
+                else:
+                    delta = chunk(index, {"content": token}, None) if chat else text_chunk(index, token, None)
                 await event({**frame, "choices": [delta], **rest})
             last = chunk(index, {}, result.finish) if chat else text_chunk(index, "", result.finish)
             await event({**frame, "choices": [last], **rest})
@@ -296,6 +328,21 @@ class Server:
         asked = [content(message) for message in messages if message["role"] == "user"]
         return self.model.chat_prompt(messages), asked[-1] if asked else content(messages[-1])
 
+    def guided(self, request: dict[str, Any], question: str, limit: int) -> Generation | None:
+        """Return an answer that keeps to the schema which the request has; None when it has none."""
+        try:
+            function, schema = called_tool(request, question), wanted_schema(request)
+        except (KeyError, TypeError) as problem:
+            raise self.invalid(f"tools, tool_choice or response_format: {problem!r}", "tools") from None
+        if not function and not schema:
+            return None
+        tokens = self.model.tokenize(document(function.get("parameters") or {} if function else schema, question))
+        if len(tokens) > limit:
+            return Generation(tokens[:limit], "length", function["name"] if function else "")
+        # A function that is named leaves no choice, so vLLM calls that no reason to stop.
+        finish = "tool_calls" if function and not isinstance(request.get("tool_choice"), dict) else "stop"
+        return Generation(tokens, finish, function["name"] if function else "")
+
     def limit(self, request: dict[str, Any], chat: bool, used: int) -> int:
         """Return how many tokens may be written."""
         wanted = request.get("max_completion_tokens") or request.get("max_tokens") or (None if chat else 16)
@@ -317,21 +364,66 @@ class Server:
         return f"{uuid.uuid4() if seed is None else seed} {index}"
 
 
-def chunk(index: int, delta: dict[str, str], finish: str | None) -> dict[str, object]:
+async def unless_gone(answer: Callable[[Send], Coroutine[Any, Any, None]], receive: Receive, send: Send) -> bool:
+    """Let an answer go on until its client leaves; whether it came to its end."""
+    ended = False
+
+    async def passing(message: MutableMapping[str, Any]) -> None:
+        nonlocal ended
+        # A server says "disconnect" after a whole answer as well.
+        ended = message["type"] == "http.response.body" and not message.get("more_body")
+        await send(message)
+
+    working = asyncio.ensure_future(answer(passing))
+    waiting = asyncio.ensure_future(receive())
+    await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if not ended and not working.done() and waiting.result()["type"] == "http.disconnect":
+        working.cancel()
+        await asyncio.wait((working,))
+        return False
+    await working
+    waiting.cancel()
+    return True
+
+
+def told(prompt: str, tokens: list[str], top: int) -> list[dict[str, Any]]:
+    """Describe how likely each token was, and which others were less so."""
+
+    def entry(token: str, value: float) -> dict[str, Any]:
+        return {"token": token, "logprob": value, "bytes": list(token.encode())}
+
+    found = []
+    for index, token in enumerate(tokens):
+        value = logprob(prompt, index, token)
+        others = [entry(f"{token}{'~' * rank}", round(value - rank, 6)) for rank in range(top)]
+        found.append({**entry(token, value), "top_logprobs": others})
+    return found
+
+
+def call_id(frame: dict[str, Any]) -> str:
+    """Name a call after the answer it is in."""
+    return f"chatcmpl-tool-{frame['id'].rpartition('-')[2]}"
+
+
+def chunk(index: int, delta: dict[str, Any], finish: str | None) -> dict[str, object]:
     """Build a choice of a streamed chat."""
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
 
 
-def text_chunk(index: int, text: str, finish: str | None) -> dict[str, object]:
+def text_chunk(index: int, text: str, finish: str | None) -> dict[str, Any]:
     """Build a choice of a text completion."""
     return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
 
 
-def choice(index: int, result: Generation, chat: bool) -> dict[str, object]:
+def choice(index: int, result: Generation, chat: bool) -> dict[str, Any]:
     """Build a choice of a whole answer."""
     if not chat:
         return text_chunk(index, result.text, result.finish)
-    message = {"role": "assistant", "content": result.text}
+    message: dict[str, Any] = {"role": "assistant", "content": result.text, "tool_calls": []}
+    if result.calls:
+        function = {"name": result.calls, "arguments": result.text}
+        call = {"id": f"chatcmpl-tool-{uuid.uuid4().hex}", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
     return {"index": index, "message": message, "logprobs": None, "finish_reason": result.finish}
 
 

@@ -49,7 +49,7 @@ http {{
     proxy_http_version 1.1;
     proxy_set_header Host $host;
     proxy_set_header Connection "";
-    proxy_buffering off;
+    proxy_buffering {buffering};
     proxy_read_timeout 4h;
 {servers}}}
 """
@@ -75,7 +75,7 @@ def nginx_conf(settings: Settings, directory: Path) -> str:
     blocks = {settings.port: INFERENCE}
     blocks[settings.health_port] = LIVE + blocks.get(settings.health_port, "")
     servers = "".join(f"    server {{\n        listen {port};\n{body}    }}\n" for port, body in blocks.items())
-    return NGINX.format(dir=directory, servers=servers)
+    return NGINX.format(dir=directory, servers=servers, buffering="on" if faults.on("buffered") else "off")
 
 
 def engine_command(settings: Settings, model: Path, extra: list[str]) -> list[str]:
