@@ -41,7 +41,7 @@ class Checks:
     """Asks one endpoint what its options want to know.
 
     options: those of chat_completion. model: the model to ask. card: what /v1/models says of it.
-    facts: dict, what was learned so far, for the result of the module.
+    facts: dict, what was learned so far, for the result of the module. request: the body that was sent last.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Checks:
         self._now = now
         self._sleep = sleep
         self.facts: dict[str, Any] = {"answers": [], "checks": []}
+        self.request: dict[str, Any] | None = None
 
     def run(self, probes: Iterable[str]) -> None:
         """Ask the probes in their own order. Raises Fault at the first that fails; Broken when a connection breaks."""
@@ -89,7 +90,9 @@ class Checks:
 
     def _payload(self, prompt: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         messages = prompt["messages"] or [{"role": "user", "content": prompt["prompt"]}]
-        return {**chat_payload(self._model, messages, prompt["max_tokens"], prompt["temperature"]), **changes}
+        payload = chat_payload(self._model, messages, prompt["max_tokens"], prompt["temperature"])
+        self.request = {**payload, **changes}
+        return self.request
 
     def _own(self, **changes: Any) -> dict[str, Any]:
         """A request of this collection's words, not of the user's."""
@@ -187,7 +190,7 @@ class Checks:
     def unknown_model(self) -> str:
         """A model that is not served is refused, not answered by another one."""
         model = self._model + _NO_MODEL
-        return self._refused({**self._payload(self._prompts()[0]), "model": model}, (404,), f"model {model}")
+        return self._refused(self._payload(self._prompts()[0], model=model), (404,), f"model {model}")
 
     def overlong_input(self) -> str:
         """What does not fit is refused, and does no harm."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 # Failure class -> what cures it. The keys are documented in the return values of chat_completion.
 CURES = {
     "auth": "Give a valid key: api_key for the endpoint, NGC_API_KEY for images and weights.",
-    "bad_response": "See whether something other than a NIM answers at this address.",
+    "bad_response": "See whether something other than a NIM answers at this address, or its engine runs without what was asked for.",
     "buffered_stream": "Switch buffering of answers off in what stands before the endpoint (nginx: proxy_buffering off), or ask it directly.",
     "cache_missing": "Fill the cache: cache_seed names a tarball or directory, or copy the cache of another host there.",
     "cache_permission": "Give the cache directory to the user of the image (uid 1000).",

@@ -35,6 +35,7 @@ _READY_TIMEOUT = 30.0
 # systemd learns of a death a moment after the connection broke.
 _SETTLE = 3.0
 _HISTORY = 100
+_READABLE = 4000
 # Failures seen from outside whose cause the unit's journal may tell.
 _JOURNAL_HELPS = ("dead_engine", "downloading", "starting")
 
@@ -63,6 +64,7 @@ class Verification:
         self._breaks: int = self._resume.get("breaks") or 0
         self._start = now()
         self._model: str | None = options["model"]
+        self._request: dict[str, Any] | None = None
         self.result: dict[str, Any] = {
             "answers": [],
             "changed": False,
@@ -175,6 +177,7 @@ class Verification:
             checks.run(options["probes"])
         finally:
             self.result.update(checks.facts)
+            self._request = checks.request
         if self._watch:
             # The answer may have come from something else that holds the port of a service in a crash loop.
             self._watch.check(force=True)
@@ -218,6 +221,9 @@ class Verification:
         return round((self._resume.get("elapsed") or 0.0) + self._now() - self._start, 3)
 
     def _payload(self, stream: bool = False) -> dict[str, Any]:
+        """A request that shows the failure: the last one that was sent, unless that is too long to read."""
+        if self._request and len(json.dumps(self._request)) < _READABLE:
+            return self._request
         options = self._options
         messages = options["messages"] or [{"role": "user", "content": options["prompt"]}]
         return chat_payload(self._model or "MODEL", messages, options["max_tokens"], options["temperature"], stream)

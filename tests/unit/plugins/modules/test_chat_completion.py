@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import json
 import os
+import re
 import shlex
 import socket
 import ssl
@@ -373,7 +374,7 @@ def test_dead_engine_behind_green_health(fail, reply):
     with NimServer(replies={CHAT: reply}) as nim:
         result = fail(nim.url)
     assert (result["failure_class"], result["status"]) == ("dead_engine", 200)
-    assert result["next_command"].startswith("curl -sSi -H 'Content-Type: application/json' -d ")
+    assert re.match("curl -sSiN? -H 'Content-Type: application/json' -d ", result["next_command"])
 
 
 def test_an_engine_that_does_not_answer_in_time_is_dead(fail):
@@ -563,6 +564,9 @@ def test_features_that_are_ignored(fail, probe, words):
         result = fail(nim.url, probes=[probe])
     assert result["failure_class"] == "bad_response"
     assert words in result["msg"]
+    # The command repeats the request that failed.
+    asked = {"tool_call": '"tool_choice"', "json_schema": '"response_format"', "logprobs": '"top_logprobs"'}
+    assert asked[probe] in result["next_command"]
 
 
 def test_what_must_be_refused_is(call):
