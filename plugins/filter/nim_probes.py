@@ -12,7 +12,7 @@ version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Turns services, or records of their deployments, into the endpoints that M(baremetal.nim.nim_verify) takes.
-positional: _input, timeout, options
+positional: _input, timeout, options, chat
 options:
   _input:
     description: Results of P(baremetal.nim.resolve_services#filter), or records that M(baremetal.nim.gpu_host_info) returns.
@@ -26,6 +26,10 @@ options:
     description: Options of M(baremetal.nim.chat_completion) for all of them; those of a service (C(verify)) win.
     type: dict
     default: {}
+  chat:
+    description: Whether to leave those out that serve no chat.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -48,10 +52,13 @@ from ansible_collections.baremetal.nim.plugins.module_utils._service_probes impo
 
 
 def nim_probes(
-    services: Iterable[Mapping[str, Any]], timeout: float | None = None, options: Mapping[str, Any] | None = None
+    services: Iterable[Mapping[str, Any]],
+    timeout: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    chat: bool = False,
 ) -> list[dict[str, Any]]:
     """See DOCUMENTATION."""
-    return service_probes(services, timeout, options or {})
+    return service_probes(services, timeout, options or {}, chat)
 
 
 class FilterModule:

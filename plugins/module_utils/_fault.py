@@ -15,7 +15,7 @@ from collections.abc import Iterable
 CURES = {
     "auth": "Give a valid key: api_key for the endpoint, NGC_API_KEY for images and weights.",
     "bad_response": "See whether something other than a NIM answers at this address, or its engine runs without what was asked for.",
-    "buffered_stream": "Switch buffering of answers off in what stands before the endpoint (nginx: proxy_buffering off), or ask it directly.",
+    "buffered_stream": "Let what stands before the endpoint neither buffer nor compress streams (nginx: proxy_buffering, gzip), or ask it directly.",
     "cache_missing": "Fill the cache: cache_seed names a tarball or directory, or copy the cache of another host there.",
     "cache_permission": "Give the cache directory to the user of the image (uid 1000).",
     "crash_loop": "Read the journal, cure the cause, then start the unit again.",

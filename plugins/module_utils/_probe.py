@@ -132,7 +132,7 @@ def option_problems(options: dict[str, Any]) -> list[str]:
     if "wrong_key" in options["probes"] and not options["api_key"]:
         problems.append("probes ask for wrong_key, but there is no api_key: give the right one, or leave the probe out")
     timed = [name for name in ("max_ttft", "min_tokens_per_second") if options[name] is not None]
-    if timed and not {"stream", "pace"} & set(options["probes"]):
+    if timed and set(PROBES) & set(options["probes"]) and not {"stream", "pace"} & set(options["probes"]):
         problems.append(f"{timed[0]} is measured on streams: add stream or pace to probes")
     return problems
 

@@ -12,25 +12,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+#: Probes of endpoints that serve no chat.
+WITHOUT_CHAT = frozenset({"health"})
+# Three ways to say one thing.
+_QUESTIONS = frozenset({"prompt", "messages", "prompts"})
+
 
 def service_probes(
-    items: Iterable[Mapping[str, Any]], timeout: float | None, options: Mapping[str, Any]
+    items: Iterable[Mapping[str, Any]], timeout: float | None, options: Mapping[str, Any], chat: bool = False
 ) -> list[dict[str, Any]]:
     """Return how services are verified, as nim_verify takes it.
 
     items: resolved services, or their records (name, url, ready_path, model, verify, start_timeout). timeout: seconds that
     each may take to be ready, None for its own start_timeout. options: of chat_completion, for all; those of a service win.
+    chat: whether only those are meant that serve chat.
     """
     found = []
     for item in items:
+        own = item.get("verify") or {}
+        others = {key: value for key, value in options.items() if key not in _QUESTIONS or not own.keys() & _QUESTIONS}
         probe = {
             "name": item["name"],
             "url": item["url"],
             "unit": f"nim-{item['name']}.service",
             "timeout": item["start_timeout"] if timeout is None else timeout,
-            **options,
-            **(item.get("verify") or {}),
+            **others,
+            **own,
         }
+        if chat and probe.get("probes") and WITHOUT_CHAT.issuperset(probe["probes"]):
+            continue
         for key in ("model", "ready_path"):
             if item.get(key):
                 probe[key] = item[key]

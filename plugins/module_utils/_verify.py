@@ -253,8 +253,9 @@ class Verification:
 
     def _curl(self, path: str, payload: dict[str, Any] | None = None) -> str:
         options = self._options
-        # -N shows each piece of a stream when it comes.
-        words = ["curl", "-sSiN" if payload and payload.get("stream") else "-sSi"]
+        # Each piece of a stream is shown when it comes, asked for as this collection asks.
+        streams = bool(payload and payload.get("stream"))
+        words = ["curl", "-sSiN --compressed" if streams else "-sSi"]
         for flag, value in (
             ("--cacert", options["ca_path"]),
             ("--cert", options["client_cert"]),

@@ -90,6 +90,49 @@ def test_key_rotation_logs_in_anew_and_restarts_nothing(hosts):
         play("services")
 
 
+def test_both_generations_do_all_that_can_be_asked(hosts, tmp_path):
+    probes = ["completion", "stream", "pace", "tool_call", "json_schema", "logprobs", "unknown_model", "client_abort"]
+    prompts = [
+        {"prompt": "请用中文写一个关于日本樱花的五行短诗。", "expect_script": "Han", "expect_finish_reason": "stop"},
+        {"prompt": "Hello", "expect_script": "Latin", "max_tokens": 200},
+    ]
+    asked = {"probes": [*probes, "overlong_input"], "prompts": prompts, "min_tokens_per_second": 20, "max_ttft": 5}
+    report = tmp_path / "report.json"
+    run = play("verify", extra={"nim_service_verify": asked, "nim_report": str(report)})
+    assert run.returncode == 0 and run.stdout.count("changed=0 ") == 1, run.stdout
+    assert [item["verified"] for item in json.loads(report.read_text())] == [True] * len(hosts)
+    wrong = {"prompts": [{"prompt": "Hello", "expect_script": "Cyrillic"}]}
+    run = play("verify", extra={"nim_service_verify": wrong})
+    assert run.returncode != 0 and '"failure_class": "wrong_answer"' in run.stdout, run.stdout
+    assert "(letters of Latin), wanted letters of Cyrillic" in run.stdout, run.stdout
+
+
+def test_benchmark_measures_and_reports(hosts, tmp_path):
+    options = {"concurrency": [1, 4], "requests": 8, "output_tokens": 16, "input_tokens": 32}
+    path = tmp_path / "bench"
+    run = play("benchmark", extra={"nim_benchmark": options, "nim_benchmark_report": str(path)})
+    assert run.returncode == 0, run.stdout
+    report = json.loads(path.with_suffix(".json").read_text())
+    assert sorted(entry["host"] for entry in report["benchmarks"]) == sorted(hosts)
+    for entry in report["benchmarks"]:
+        assert [step["requests"] for step in entry["steps"]] == [8, 8]
+        # The stand-in makes 200 tokens a second for each request, whatever it is otherwise asked.
+        assert 100 < entry["steps"][0]["tokens_per_s_user"]["p50"] < 250, entry["steps"][0]
+    page = path.with_suffix(".html").read_text()
+    assert page.startswith("<!doctype html>") and all(name in page for name in hosts)
+    # The same numbers as a baseline: what is much worse fails, and says so.
+    slower = json.loads(path.with_suffix(".json").read_text())
+    for entry in slower["benchmarks"]:
+        for step in entry["steps"]:
+            step["output_tokens_per_s"] *= 10
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps(slower))
+    extra = {"nim_benchmark": options, "nim_benchmark_report": str(path), "nim_benchmark_baseline": str(baseline)}
+    run = play("benchmark", extra=extra)
+    assert run.returncode != 0 and '"failure_class": "slow"' in run.stdout, run.stdout
+    assert "output_tokens_per_s" in run.stdout, run.stdout
+
+
 def test_key_is_found_nowhere(hosts):
     """Stages and deploys anew under a watch on all processes and containers, as loud as Ansible can be.
 

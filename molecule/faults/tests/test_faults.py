@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -76,6 +77,15 @@ def test_fault_is_named_within_seconds(host, fault, failure_class, evidence):
     assert evidence in output, output
     assert "Next:" in output or '"next_command": "' in output, output
     assert seconds < 30, f"{seconds:.0f} s until the verdict\n{output}"
+
+
+def test_a_proxy_that_keeps_streams_back_is_found_and_the_start_is_told_in_words(host):
+    env = {"NIM_LAB_FAULT": "buffered", "NIM_LAB_LOAD_SECONDS": "8", "NIM_LOG_LEVEL": "INFO"}
+    code, output, _seconds = deploy(tag="2.0.5", env=env, verify={"probes": ["pace"]})
+    assert code != 0, output
+    assert '"failure_class": "buffered_stream"' in output, output
+    assert "pieces of a stream came within" in output and "curl -sSiN --compressed" in output, output
+    assert re.search(r"gpu01: nim-llama loading weights, \d of 8 shards, \d+ s of", output), output
 
 
 def test_a_good_configuration_heals_what_a_bad_one_broke(host):

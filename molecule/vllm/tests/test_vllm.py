@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import openai
 import pytest
 import requests
 
@@ -45,6 +46,30 @@ def test_verify_proves_both_probes(name, tmp_path):
     item = json.loads(report.read_text())[0]
     assert item["verified"] and item["ttft_ms"] > 0 and item["content"]
     assert item["usage"]["total_tokens"] == item["usage"]["prompt_tokens"] + item["usage"]["completion_tokens"]
+
+
+def test_every_probe_passes(name, tmp_path):
+    probes = ["completion", "stream", "pace", "tool_call", "json_schema", "logprobs", "unknown_model", "client_abort"]
+    asked = {"probes": [*probes, "overlong_input"], "max_ttft": 30, "min_tokens_per_second": 1}
+    report = tmp_path / "report.json"
+    run = play(
+        "verify", limit=name, extra={"lab_engine": "vllm", "nim_service_verify": asked, "nim_report": str(report)}
+    )
+    assert run.returncode == 0, run.stdout
+    assert json.loads(report.read_text())[0]["verified"]
+
+
+def test_openai_client(name):
+    with openai.OpenAI(base_url=f"{url(name)}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        ask = {"model": MODEL, "messages": [{"role": "user", "content": "Count."}], "max_tokens": 16, "temperature": 0}
+        plain = client.chat.completions.create(**ask)
+        chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+        assert plain.usage.completion_tokens == chunks[-1].usage.completion_tokens
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        assert "".join(pieces) == plain.choices[0].message.content
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**{**ask, "model": "no/such-model"})
 
 
 def test_comes_back_from_the_cache(host, name):

@@ -47,3 +47,24 @@ def test_service_that_names_no_model_and_a_record_of_an_older_collection():
     first, second = service_probes([service, record], 60, {})
     assert "model" not in first
     assert second == {"name": "phi", "url": "http://127.0.0.1:8001", "unit": "nim-phi.service", "timeout": 60}
+
+
+def test_what_a_service_asks_takes_the_place_of_what_all_are_asked():
+    own = {**SERVICE, "verify": {"prompts": [{"prompt": "Hi"}]}}
+    (probe,) = service_probes([own], 60, {"prompt": "Hello", "max_tokens": 8})
+    assert "prompt" not in probe
+    assert (probe["prompts"], probe["max_tokens"]) == ([{"prompt": "Hi"}], 8)
+
+
+def test_those_that_chat():
+    services = [
+        {**SERVICE, "name": name, "verify": verify}
+        for name, verify in {
+            "default": {},
+            "more": {"probes": ["completion", "pace"]},
+            "mute": {"probes": ["health"]},
+            "wait": {"probes": []},
+        }.items()
+    ]
+    assert [probe["name"] for probe in service_probes(services, 60, {}, chat=True)] == ["default", "more", "wait"]
+    assert len(service_probes(services, 60, {})) == 4

@@ -231,6 +231,11 @@ def test_health_alone_asks_for_nothing_else(call):
     assert (result["phase"], result["model"], result["ttft"]) == ("verified", None, None)
 
 
+def test_limits_meant_for_others_do_not_harm_an_endpoint_without_chat(call):
+    with NimServer() as nim:
+        assert call(nim.url, probes=["health"], max_ttft=1, min_tokens_per_second=10)["phase"] == "verified"
+
+
 def test_waits_through_503(call):
     with NimServer(starting_for=0.6) as nim:
         result = call(nim.url)
@@ -374,7 +379,7 @@ def test_dead_engine_behind_green_health(fail, reply):
     with NimServer(replies={CHAT: reply}) as nim:
         result = fail(nim.url)
     assert (result["failure_class"], result["status"]) == ("dead_engine", 200)
-    assert re.match("curl -sSiN? -H 'Content-Type: application/json' -d ", result["next_command"])
+    assert re.match("curl -sSi(N --compressed)? -H 'Content-Type: application/json' -d ", result["next_command"])
 
 
 def test_an_engine_that_does_not_answer_in_time_is_dead(fail):
@@ -665,7 +670,7 @@ def test_a_proxy_that_keeps_streams_back_is_found(fail):
     assert result["failure_class"] == "buffered_stream"
     assert "96 pieces of a stream came within" in result["msg"]
     assert result["evidence"][0].startswith("seconds of the first pieces: 0.1")
-    assert "curl -sSiN" in result["next_command"] and '"stream": true' in result["next_command"]
+    assert "curl -sSiN --compressed" in result["next_command"] and '"stream": true' in result["next_command"]
     # Once may be chance.
     assert len(whole) == 2
 

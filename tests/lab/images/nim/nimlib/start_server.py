@@ -49,10 +49,12 @@ http {{
     proxy_http_version 1.1;
     proxy_set_header Host $host;
     proxy_set_header Connection "";
-    proxy_buffering {buffering};
-    proxy_read_timeout 4h;
+{buffering}    proxy_read_timeout 4h;
 {servers}}}
 """
+UNBUFFERED = "    proxy_buffering off;\n"
+# nginx passes on what comes even when it buffers; compression without a flush does not.
+BUFFERED = "    proxy_buffering on;\n    gzip on;\n    gzip_types text/event-stream;\n"
 LIVE = """\
         location = /v1/health/live {
             return 200 '{"object":"health.response","message":"live","status":"live"}';
@@ -75,7 +77,7 @@ def nginx_conf(settings: Settings, directory: Path) -> str:
     blocks = {settings.port: INFERENCE}
     blocks[settings.health_port] = LIVE + blocks.get(settings.health_port, "")
     servers = "".join(f"    server {{\n        listen {port};\n{body}    }}\n" for port, body in blocks.items())
-    return NGINX.format(dir=directory, servers=servers, buffering="on" if faults.on("buffered") else "off")
+    return NGINX.format(dir=directory, servers=servers, buffering=BUFFERED if faults.on("buffered") else UNBUFFERED)
 
 
 def engine_command(settings: Settings, model: Path, extra: list[str]) -> list[str]:
