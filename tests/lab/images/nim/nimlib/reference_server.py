@@ -195,7 +195,8 @@ class Server:
             else:
                 answer = partial(self.whole, frame, results, request, usage, chat, begun, prompt)
             if await unless_gone(answer, receive, send):
-                reason = results[0].finish
+                # To the engine a call is text like any other.
+                reason = "length" if results[0].finish == "length" else "stop"
         finally:
             self.metrics.running -= 1
             self.metrics.finished[reason] += 1
