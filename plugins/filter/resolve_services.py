@@ -48,6 +48,11 @@ options:
   api_key:
     description: Key for services that serve with it (C(key_at_runtime)); none where it does not matter. Only a short trace of it is returned.
     type: str
+  told:
+    description:
+      - What registries said of images, C(images) of M(baremetal.nim.nim_image_info). The label of an image that is on the host goes first.
+    type: dict
+    default: {}
   cache_size_gb:
     description: Free space in GB that a service wants for its weights when it does not say.
     type: int
@@ -88,6 +93,7 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
         "offline": False,
         "api_key": None,
         "cache_size_gb": 0,
+        "told": {},
         "engine": "docker",
     }
     unknown = set(options) - set(defaults)

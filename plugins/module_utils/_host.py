@@ -252,17 +252,34 @@ def traces(
     return {engine: what for engine, what in found.items() if what}
 
 
-def parse_podman_images(text: str) -> dict[str, str]:
-    """``podman images --format json`` to image ids by the digests the images were pulled by.
+def parse_docker_images(text: str) -> dict[str, str]:
+    """``docker images`` as rows of repository, tag, digest and id to image ids by ``repository:tag`` and ``repository@digest``."""
+    images = {}
+    for row in text.splitlines():
+        fields = row.split()
+        if len(fields) != 4:
+            continue
+        repository, tag, digest, identity = fields
+        # A part of the name that an image does not have is <none>.
+        names = {f"{repository}:{tag}": tag, f"{repository}@{digest}": digest}
+        images.update({name: identity for name, part in names.items() if "<none>" not in (repository, part)})
+    return images
+
+
+def parse_podman_images(text: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """``podman images --format json`` to image ids, and to labels, both by ``repository:tag`` and ``repository@digest``.
 
     An image for several architectures has two digests, and the table of ``podman images`` only shows one.
     """
+    images: dict[str, str] = {}
+    labels: dict[str, dict[str, str]] = {}
     try:
-        return {
-            digest: image_id(item["Id"]) for item in json.loads(text) or [] for digest in item.get("RepoDigests") or []
-        }
+        for item in json.loads(text) or []:
+            for name in [*(item.get("Names") or []), *(item.get("RepoDigests") or [])]:
+                images[name], labels[name] = image_id(item["Id"]), item.get("Labels") or {}
     except (ValueError, TypeError, KeyError):
-        return {}
+        return {}, {}
+    return images, labels
 
 
 def parse_containers(text: str) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,14 @@ def parse_reference(image: str) -> tuple[str, str, str]:
     return registry, repository, digest or tag
 
 
+def fault(url: str, error: Exception) -> str:
+    """Why nobody answered at URL, in words."""
+    place = url.partition("://")[2].partition("/")[0]
+    # What urllib wraps is the error itself; some errors say nothing.
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return f"{place} cannot be asked: {str(cause) or type(cause).__name__}"
+
+
 def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
     """A WWW-Authenticate header to its scheme, in lower case, and its parameters."""
     scheme, _space, rest = header.strip().partition(" ")
@@ -55,11 +64,15 @@ def token_url(realm: str, parameters: Mapping[str, str], repository: str, regist
 
     A realm that would get the key in the clear, or that is no web address, is an error.
     """
-    address = urllib.parse.urlsplit(realm)
-    if address.scheme != "https" and not (
-        address.scheme == "http" and address.netloc == registry and is_local(registry)
-    ):
-        raise RegistryError(f"the registry sends to {realm!r} for a token, wanted an https address")
+    try:
+        address = urllib.parse.urlsplit(realm)
+    except ValueError as error:
+        raise RegistryError(f"the registry sends to {realm!r} for a token, which is no address: {error}") from error
+    local = address.scheme == "http" and address.netloc == registry and is_local(registry)
+    if not (address.scheme == "https" or local) or "@" in address.netloc:
+        raise RegistryError(
+            f"the registry sends to {realm!r} for a token, wanted an https address without a login in it"
+        )
     query = {"scope": parameters.get("scope") or f"repository:{repository}:pull"}
     if parameters.get("service"):
         query["service"] = parameters["service"]
@@ -99,7 +112,9 @@ def platform_manifest(text: str, architecture: str) -> str | None:
     if entries is None:
         return None
     for entry in entries if isinstance(entries, list) else []:
-        platform = (entry.get("platform") if isinstance(entry, dict) else None) or {}
+        platform = entry.get("platform") if isinstance(entry, dict) else None
+        if not isinstance(platform, dict):
+            continue
         if (platform.get("os"), platform.get("architecture")) == ("linux", architecture):
             return _digest(entry.get("digest"))
     raise RegistryError(f"the image is not made for linux/{architecture}")

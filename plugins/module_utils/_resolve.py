@@ -19,6 +19,8 @@ from typing import Any
 from ansible_collections.baremetal.nim.plugins.module_utils import _gpus
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
+    NATIVE_PROTOCOL,
+    PROTOCOL_LABEL,
     RESERVED_VARIABLES,
     SECRET_VARIABLES,
     WEIGHT_VARIABLES,
@@ -155,7 +157,7 @@ class Service:
         self.name = str(spec.get("name", ""))
         self.problems: list[str] = []
         self.notes: list[str] = []
-        #: Whether name and tag alone told the contract.
+        #: Whether name and tag alone told the contract, as nobody has told the image's label.
         self.guessed = False
 
     def problem(self, text: str) -> None:
@@ -202,17 +204,33 @@ class Service:
             "image": f"{image}@{digest}" if digest else f"{image}:{tag}",
         }
 
-    def contract(self, image: str, tag: str) -> str:
-        """Name of the image generation."""
+    def told(self, reference: str) -> Mapping[str, Any]:
+        """What the registry said of an image, empty when it was not asked."""
+        return (self.defaults.get("told") or {}).get(reference) or {}
+
+    def native(self, reference: str) -> bool | None:
+        """Whether an image's label says that it downloads its weights by itself; None when nobody has told its label."""
+        # The image that is there decides: it is not pulled once more.
+        if reference in (self.host.get("native_images") or []):
+            return True
+        if reference in (self.host.get("images") or {}):
+            return False
+        said = self.told(reference)
+        return (said.get("labels") or {}).get(PROTOCOL_LABEL) == NATIVE_PROTOCOL if said.get("found") else None
+
+    def contract(self, reference: str, image: str, tag: str) -> str:
+        """Name of the image generation. REFERENCE is what is pulled."""
         name = self.choice("contract", "auto", ["auto", *CONTRACTS])
         if name == "auto":
             # The label of an image tells for certain.
-            native = f"{image}:{tag}" in (self.host.get("native_images") or [])
-            self.guessed = not native
+            native = self.native(reference)
+            self.guessed = native is None
             name = "native" if native else contract_of(image, tag)
             if not name:
+                reason = self.told(reference).get("reason")
+                also = f", nor does the registry tell it ({reason})" if reason else ""
                 self.problem(
-                    f"contract cannot be told from tag {tag!r}; say contract: classic (NIM 1.x), llm (NIM LLM and VLM 2.x, 3.x),"
+                    f"contract cannot be told from tag {tag!r}{also}; say contract: classic (NIM 1.x), llm (NIM LLM and VLM 2.x, 3.x),"
                     " native (NeMo Retriever 2.x) or speech (Riva)."
                 )
         facts = CONTRACTS.get(name) or CONTRACTS["classic"]
@@ -520,7 +538,7 @@ class Service:
             read_only = as_bool(self.spec.get("cache_read_only", False))
             return {**common, "remove_cache": as_bool(self.spec.get("remove_cache", False)) and not read_only}
         image = self.image()
-        contract_name = self.contract(image["repository"], image["tag"])
+        contract_name = self.contract(image["image"], image["repository"], image["tag"])
         contract = CONTRACTS[contract_name]
         bind = self.bind_address()
         port = self.number("port", 8000, 1, 65535)
@@ -649,8 +667,8 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     """Resolves nim_services of one host.
 
     HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``,
-    ``offline``, ``cache_size_gb``, ``engine`` and ``api_key``, the key for services that serve with it (None: not known here). Raises
-    ResolveError with every problem of every service.
+    ``offline``, ``cache_size_gb``, ``engine``, ``api_key``, the key for services that serve with it (None: not known here), and
+    ``told``, what registries said of images (nim_image_info). Raises ResolveError with every problem of every service.
     """
     engine = defaults.get("engine", "docker")
     if engine not in UNIT_PATHS:
@@ -673,6 +691,24 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     for placed in present:
         _finish(placed, host)
     return resolved
+
+
+def undecided_images(services: Any, host: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Images whose contract only their registry can tell, which was not asked yet and may be.
+
+    Takes what resolve_services takes, of DEFAULTS only ``offline`` and ``told``. What is wrong with a service is left to that one to
+    tell: nobody is asked for it.
+    """
+    found = []
+    for spec in services if isinstance(services, (list, tuple)) else []:
+        service = Service(spec if isinstance(spec, Mapping) else {}, host, defaults)
+        if str(service.spec.get("state", "present")) == "absent" or service.offline():
+            continue
+        image = service.image()
+        asked = service.problems or str(service.spec.get("contract", "auto")) != "auto" or service.told(image["image"])
+        if not asked and service.native(image["image"]) is None and not contract_of(image["repository"], image["tag"]):
+            found.append(image["image"])
+    return list(dict.fromkeys(found))
 
 
 def watchdog_reasons(service: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -345,11 +345,12 @@ engine:
   type: dict
   returned: always
 images:
-  description: Digests by which local images were pulled, as C(repository@sha256:…), with their image id.
+  description:
+    - Names of local images with their image id - C(repository:tag), and C(repository@sha256:…), the digests by which they were pulled.
   type: dict
   returned: always
 native_images:
-  description: Local images, as C(repository:tag), whose label tells that they download their weights by themselves (contract C(native)).
+  description: Those names of local images whose label tells that they download their weights by themselves (contract C(native)).
   type: list
   elements: str
   returned: always
@@ -526,48 +527,45 @@ class HostReader:
                 logins[registry] = _credentials.digest(login)
         return {"logins": logins, "credential_helpers": helpers}
 
-    def podman(self, version: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    def podman(self, version: str | None) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
         """The same of Podman, which has no daemon: what is installed is active."""
         installed = bool(self.module.get_bin_path("podman"))
         engine: dict[str, Any] = {"installed": installed, "kind": "podman" if installed else None, "cdi": False}
         engine.update(active=installed, enabled=installed, config_newer_than_daemon=False)
         if not installed:
-            return engine, "", {}
+            return engine, "", {}, []
         engine.update(version=version, cdi=_host.takes_cdi(version))
         # Podman asks Docker's file for what its own does not have.
         engine.update(self.logins())
-        images = self.run("podman", "images", "--digests", "--no-trunc", "--format", "json")[1]
-        return engine, self.containers("podman"), _host.parse_podman_images(images)
+        listed = self.run("podman", "images", "--digests", "--no-trunc", "--format", "json")[1]
+        images, labels = _host.parse_podman_images(listed)
+        native = [name for name, said in labels.items() if said.get(PROTOCOL_LABEL) == NATIVE_PROTOCOL]
+        return engine, self.containers("podman"), images, native
 
     def containers(self, engine: str) -> str:
         """What an engine tells of NIM containers."""
         ids = self.run(engine, "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
         return self.run(engine, "inspect", *ids)[1] if ids else ""
 
-    def docker(self) -> tuple[dict[str, Any], str, dict[str, Any]]:
-        """Engine, what it tells of NIM containers, and local image digests."""
+    def docker(self) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
+        """Engine, what it tells of NIM containers, ids of local images by name, and the names of those of the contract native."""
         installed = bool(self.module.get_bin_path("dockerd"))
         engine: dict[str, Any] = {"installed": installed, "kind": "docker" if installed else None, "cdi": False}
         if not engine["installed"] or not self.module.get_bin_path("docker"):
-            return engine, "", {}
+            return engine, "", {}, []
         info = _host.parse_docker_info(self.run("docker", "info", "--format", "{{json .}}")[1])
         # An engine that does not take CDI devices, or was told not to, names no folders of specifications.
         engine.update(info, cdi=bool(info.get("cdi_spec_dirs")))
         if not info:
-            return engine, "", {}
+            return engine, "", {}, []
         engine.update(self.logins())
         inspected = self.containers("docker")
-        rows = self.run(
-            "docker", "images", "--digests", "--no-trunc", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
-        )[1]
-        images = dict(row.split(" ", 1) for row in rows.splitlines() if "<none>" not in row)
-        return engine, inspected, images
-
-    def native_images(self, engine: str) -> list[str]:
-        """Names of an engine's images whose label tells another way of downloading than the usual one."""
+        table = ("--digests", "--no-trunc", "--format", "{{.Repository}} {{.Tag}} {{.Digest}} {{.ID}}")
+        images = _host.parse_docker_images(self.run("docker", "images", *table)[1])
+        # The table has no labels. One more question, where there is something to answer.
         label = f"label={PROTOCOL_LABEL}={NATIVE_PROTOCOL}"
-        rows = self.run(engine, "images", "--filter", label, "--format", "{{.Repository}}:{{.Tag}}")[1]
-        return sorted({row for row in rows.split() if "<none>" not in row})
+        labelled = self.run("docker", "images", "--filter", label, *table)[1] if images else ""
+        return engine, inspected, images, list(_host.parse_docker_images(labelled))
 
     def config_newer(self, unit: dict[str, str]) -> bool:
         """Whether daemon.json changed after the daemon started: the daemon then runs with something else."""
@@ -678,8 +676,8 @@ class HostReader:
 
     def engine(
         self, unit: dict[str, str], podman: str | None, files: Mapping[str, set[str]]
-    ) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-        """The engine that is asked for, what each engine tells of NIM containers (that one last), and local images.
+    ) -> tuple[dict[str, Any], dict[str, str], dict[str, str], list[str]]:
+        """The engine that is asked for, what each engine tells of NIM containers (that one last), local images, and the native ones.
 
         UNIT is that of Docker's daemon, PODMAN the version of Podman.
         """
@@ -687,10 +685,10 @@ class HostReader:
         if kind == "auto":
             kind = "podman" if podman and not self.module.get_bin_path("dockerd") else "docker"
         if kind == "podman":
-            engine, inspected, images = self.podman(podman)
+            engine, inspected, images, native = self.podman(podman)
             active = unit.get("ActiveState") == "active" and self.module.get_bin_path("docker")
-            return engine, {"docker": self.containers("docker") if active else "", "podman": inspected}, images
-        engine, inspected, images = self.docker()
+            return engine, {"docker": self.containers("docker") if active else "", "podman": inspected}, images, native
+        engine, inspected, images, native = self.docker()
         engine.update(
             active=unit.get("ActiveState") == "active",
             enabled=unit.get("UnitFileState") == "enabled",
@@ -698,7 +696,7 @@ class HostReader:
         )
         # Its containers end with their units; without one there is nothing to ask for.
         others = self.containers("podman") if files["podman"] else ""
-        return engine, {"podman": others, "docker": inspected}, images
+        return engine, {"podman": others, "docker": inspected}, images, native
 
     def result(self) -> dict[str, Any]:
         """The whole state."""
@@ -714,7 +712,7 @@ class HostReader:
         self.survey.descriptors()
         packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
         podman = self.survey.software(packages, ["podman"], "podman")
-        engine, inspected, images = self.engine(units.get("docker.service", {}), podman, files)
+        engine, inspected, images, native = self.engine(units.get("docker.service", {}), podman, files)
         in_containers = {
             key: name for text in inspected.values() for key, name in _host.container_services(text).items()
         }
@@ -754,8 +752,7 @@ class HostReader:
             "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
             "images": images,
-            # One more question to the engine, where it has something to answer.
-            "native_images": self.native_images(engine["kind"]) if images else [],
+            "native_images": sorted(native),
             "services": self.services(
                 units, files, {kind: _host.parse_containers(text) for kind, text in inspected.items()}
             ),

@@ -13,6 +13,7 @@ version_added: 1.0.0
 description:
   - Asks the registry of each image for its manifest and its configuration, some kilobytes, without pulling it.
   - NVIDIA's labels tell what an image expects of its container before anything is set up for it.
+  - Registries are asked side by side, and so are the images of each.
   - What cannot be learned is no error. The pull tells why, where it fails for the same reason.
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
@@ -79,29 +80,36 @@ images:
 """
 
 import base64
+import concurrent.futures
 import http.client
 import platform
+import urllib.error
+from collections.abc import Mapping
 from typing import Any
 
+from ansible.module_utils import urls
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import fetch_url
 from ansible_collections.baremetal.nim.plugins.module_utils import _registry
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 from ansible_collections.baremetal.nim.plugins.module_utils._registry import RegistryError
 
 #: Configurations are some ten kB.
 MOST_BYTES = 4 * 2**20
+#: Registries that are asked at a time, and images of each.
+MOST_AT_A_TIME = 8
+#: What a request raises: connections, TLS and proxies; addresses that are none; answers that are no HTTP.
+FAULTS = (OSError, ValueError, OverflowError, http.client.HTTPException, urls.ConnectionError)
 
 
 class Registry:
-    """One registry, for as long as the module runs."""
+    """One registry, for as long as the module runs. It may be asked for several images at a time."""
 
-    def __init__(self, module: AnsibleModule, name: str) -> None:
-        self.module = module
+    def __init__(self, params: Mapping[str, Any], name: str) -> None:
+        self.timeout = params["timeout"]
         self.name = name
         self.url = f"{'http' if _registry.is_local(name) else 'https'}://{name}"
-        key = module.params["api_key"] if name == module.params["registry"] else ""
-        pair = f"{module.params['username']}:{key}".encode()
+        key = params["api_key"] if name == params["registry"] else ""
+        pair = f"{params['username']}:{key}".encode()
         self.basic = f"Basic {base64.b64encode(pair).decode()}" if key else ""
         self.unreachable = ""
 
@@ -110,27 +118,35 @@ class Registry:
         if self.unreachable:
             raise RegistryError(self.unreachable)
         headers = {"Accept": ", ".join(accept), **({"Authorization": authorization} if authorization else {})}
-        response, info = fetch_url(
-            self.module,
-            url,
-            headers=headers,
-            timeout=self.module.params["timeout"],
-            unredirected_headers=["Authorization"],
-            use_netrc=False,
-        )
-        status = int(info["status"])
-        if status < 0:
-            self.unreachable = str(info["msg"])
-            raise RegistryError(self.unreachable)
-        if status != 200:
-            return status, str(info["msg"]), str(info.get("www-authenticate", ""))
+        # It sets up the whole process, but for all threads alike: no address has a login in it.
         try:
-            data = response.read(MOST_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise RegistryError(f"the answer broke off ({error})") from error
+            response = urls.open_url(
+                url,
+                headers=headers,
+                timeout=self.timeout,
+                unredirected_headers=["Authorization"],
+                use_netrc=False,
+                # Packed, a short answer might be a long one.
+                decompress=False,
+            )
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, str(error), ", ".join(error.headers.get_all("WWW-Authenticate") or [])
+        except FAULTS as error:
+            reason = _registry.fault(url, error)
+            if isinstance(error, OSError):
+                self.unreachable = reason
+            raise RegistryError(reason) from error
+        with response:
+            try:
+                data = response.read(MOST_BYTES + 1)
+            except FAULTS as error:
+                raise RegistryError(f"the answer broke off ({error})") from error
+            if response.status != 200:
+                return response.status, f"the registry answers with status {response.status}", ""
         if len(data) > MOST_BYTES:
             raise RegistryError(f"the answer is longer than {MOST_BYTES} bytes")
-        return status, data.decode("utf-8", "replace"), ""
+        return response.status, data.decode("utf-8", "replace"), ""
 
     def authorization(self, challenge: str, repository: str) -> str:
         """What a registry wants to see, by its challenge."""
@@ -170,6 +186,37 @@ class Registry:
         labels = _registry.parse_labels(get(f"blobs/{config}", ("*/*",)))
         return {"found": True, "labels": labels, "bytes": size}
 
+    def ask(self, image: str) -> dict[str, Any]:
+        """What is told of one image, or why nothing is."""
+        try:
+            _name, repository, reference = _registry.parse_reference(image)
+            return self.describe(repository, reference)
+        except RegistryError as error:
+            return {"found": False, "reason": str(error)}
+
+    def ask_all(self, images: list[str]) -> dict[str, dict[str, Any]]:
+        """The same of each image. The first one finds out whether the registry can be reached, before the others ask side by side."""
+        told = {images[0]: self.ask(images[0])}
+        with concurrent.futures.ThreadPoolExecutor(MOST_AT_A_TIME) as pool:
+            told.update(zip(images[1:], pool.map(self.ask, images[1:])))
+        return told
+
+
+def ask(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the registries, side by side, tell of the images, in the order of these."""
+    images = list(dict.fromkeys(params["images"]))
+    told: dict[str, dict[str, Any]] = {}
+    of_registry: dict[str, list[str]] = {}
+    for image in images:
+        try:
+            of_registry.setdefault(_registry.parse_reference(image)[0], []).append(image)
+        except RegistryError as error:
+            told[image] = {"found": False, "reason": str(error)}
+    with concurrent.futures.ThreadPoolExecutor(MOST_AT_A_TIME) as pool:
+        for answers in pool.map(lambda name: Registry(params, name).ask_all(of_registry[name]), of_registry):
+            told.update(answers)
+    return {image: told[image] for image in images}
+
 
 def main() -> None:
     """Entry point."""
@@ -183,15 +230,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    registries: dict[str, Registry] = {}
-    told: dict[str, Any] = {}
-    for image in dict.fromkeys(module.params["images"]):
-        try:
-            name, repository, reference = _registry.parse_reference(image)
-            registry = registries.setdefault(name, Registry(module, name))
-            told[image] = registry.describe(repository, reference)
-        except RegistryError as error:
-            told[image] = {"found": False, "reason": str(error)}
+    told = ask(module.params)
     native = [image for image, said in told.items() if said.get("labels", {}).get(PROTOCOL_LABEL) == NATIVE_PROTOCOL]
     module.exit_json(changed=False, images=told, native=native)
 

@@ -71,7 +71,7 @@ def catalogue():
 def test_fit_host_is_told_without_warnings_or_remote_calls(play):
     code, told = play(REAL)
     assert code == 0 and "gpu01 is fit: H200 SXM, driver 580.159.04" in told, told
-    assert "skipped=2 " in told, told
+    assert "skipped=3 " in told, told
 
 
 def test_bare_host_is_fit_where_a_later_role_brings_the_driver(play):

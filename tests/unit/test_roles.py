@@ -201,14 +201,12 @@ def test_tasks_with_the_key_hide_it_unless_told_otherwise(role):
     given = {
         module: task[module]["api_key"] for task in shown for module in task if module.startswith("baremetal.nim.")
     }
-    assert given == (
-        {
-            "baremetal.nim.nim_cache": "{{ omit if __model_cache_service.offline else model_cache_api_key }}",
-            "baremetal.nim.nim_image_info": "{{ model_cache_api_key }}",
-        }
-        if role == "model_cache"
-        else {}
-    )
+    assert given == {
+        "model_cache": {
+            "baremetal.nim.nim_cache": "{{ omit if __model_cache_service.offline else model_cache_api_key }}"
+        },
+        "preflight": {"baremetal.nim.nim_image_info": "{{ preflight_api_key }}"},
+    }.get(role, {})
     for module in given:
         assert documentation("modules", module.rpartition(".")[2])["options"]["api_key"], module
     assert hidden or shown

@@ -21,6 +21,7 @@ from ansible_collections.baremetal.nim.plugins.filter import (
     preflight_problems,
     resolve_services,
     service_changes,
+    undecided_images,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
 
@@ -100,6 +101,19 @@ def test_resolve_services_names_the_host_and_every_problem():
 def test_resolve_services_refuses_an_option_that_it_does_not_know():
     with pytest.raises(AnsibleFilterError, match="unknown options cache_dir, port"):
         filter_of(resolve_services)([LLAMA], HOST, port=1, cache_dir="/srv")
+
+
+def test_undecided_images():
+    options = yaml.safe_load(undecided_images.DOCUMENTATION)["options"]
+    given = {name: option.get("default") for name, option in options.items() if name not in ("_input", "host")}
+    find = filter_of(undecided_images)
+    services = [LLAMA, {**LLAMA, "name": "other", "tag": "release-7"}]
+    (found,) = find(services, HOST)
+    assert found == f"{LLAMA['image']}:release-7"
+    assert find(services, HOST, **given) == [found]
+    assert (
+        find(services, HOST, **{**given, "offline": True}) == find(services, HOST, told={found: {"found": False}}) == []
+    )
 
 
 def test_service_changes():

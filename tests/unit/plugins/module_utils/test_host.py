@@ -603,6 +603,10 @@ def test_containers_of_podman_are_told_as_those_of_docker():
     assert known == ("fabc97546dc2e8e9017ccfdb75161284fb6033600ae0673ede597f91d2d595d5", "test")
 
 
+RECORDED = (
+    "nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct:1.8.6",
+    "nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct@sha256:ba636482fdab82d3326c2e280aa7fcb0092a538d776a29df52ce11c62255ffd2",
+)
 REPOSITORY, SUMS = "nvcr.io/nim/meta/llama", ("sha256:" + "1" * 64, "sha256:" + "2" * 64)
 
 
@@ -611,11 +615,7 @@ REPOSITORY, SUMS = "nvcr.io/nim/meta/llama", ("sha256:" + "1" * 64, "sha256:" + 
     [
         pytest.param(
             (FIXTURES / "podman/images.json").read_text(),
-            {
-                "nvcr.lab:5000/nim/meta/llama-3.1-8b-instruct@sha256:ba636482fdab82d3326c2e280aa7fcb0092a538d776a29df52ce11c62255ffd2": (
-                    "sha256:4e943acfe4bdf557691f1d290be0274d2e46991a1f42adeb3b2225ab527987a4"
-                )
-            },
+            dict.fromkeys(RECORDED, "sha256:4e943acfe4bdf557691f1d290be0274d2e46991a1f42adeb3b2225ab527987a4"),
             id="recorded",
         ),
         pytest.param(
@@ -630,7 +630,38 @@ REPOSITORY, SUMS = "nvcr.io/nim/meta/llama", ("sha256:" + "1" * 64, "sha256:" + 
     ],
 )
 def test_images_of_podman(text, images):
-    assert _host.parse_podman_images(text) == images
+    found, labels = _host.parse_podman_images(text)
+    assert found == images and labels.keys() == images.keys()
+
+
+def test_labels_of_images_of_podman():
+    _images, labels = _host.parse_podman_images((FIXTURES / "podman/images.json").read_text())
+    assert {name: said["org.opencontainers.image.version"] for name, said in labels.items()} == dict.fromkeys(
+        RECORDED, "1.8.6"
+    )
+    without = [{"Id": "ab", "Names": [f"{REPOSITORY}:1"], "Labels": None}]
+    assert _host.parse_podman_images(json.dumps(without))[1] == {f"{REPOSITORY}:1": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        pytest.param(
+            f"{REPOSITORY} 1.8.6 {SUMS[0]} sha256:ab\n{REPOSITORY} 1.8 {SUMS[0]} sha256:ab\n",
+            {f"{REPOSITORY}{name}": "sha256:ab" for name in (":1.8.6", ":1.8", f"@{SUMS[0]}")},
+            id="two-tags",
+        ),
+        pytest.param(
+            f"{REPOSITORY} <none> {SUMS[0]} sha256:ab\n", {f"{REPOSITORY}@{SUMS[0]}": "sha256:ab"}, id="by-digest"
+        ),
+        pytest.param("debian trixie <none> sha256:ab\n", {"debian:trixie": "sha256:ab"}, id="built-here"),
+        pytest.param("<none> <none> <none> sha256:ab\n", {}, id="nameless"),
+        pytest.param("", {}, id="no-answer"),
+        pytest.param("Cannot connect\n", {}, id="no-table"),
+    ],
+)
+def test_images_of_docker(text, images):
+    assert _host.parse_docker_images(text) == images
 
 
 @pytest.mark.parametrize(

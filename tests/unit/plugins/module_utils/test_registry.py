@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.error
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _registry
@@ -74,6 +76,26 @@ def test_challenge(header, expected):
 )
 def test_address_of_a_token(realm, parameters, expected):
     assert _registry.token_url(realm, parameters, "nim/llama", "127.0.0.1:5000") == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")), "[Errno 111] Connection refused"),
+        (urllib.error.URLError("no host given"), "no host given"),
+        (ValueError("Invalid IPv6 URL"), "Invalid IPv6 URL"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+    ids=["wrapped", "urllib's own", "plain", "without words"],
+)
+def test_why_nobody_answered(error, reason):
+    assert _registry.fault("https://nvcr.io:443/v2/nim/llama", error) == f"nvcr.io:443 cannot be asked: {reason}"
+
+
+@pytest.mark.parametrize("realm", ["https://[::1/token", "https://somebody@nvcr.io/token"])
+def test_address_of_a_token_that_is_none(realm):
+    with pytest.raises(RegistryError, match=re.escape(f"sends to {realm!r} for a token")):
+        _registry.token_url(realm, {}, "nim/llama", "nvcr.io")
 
 
 @pytest.mark.parametrize("realm", ["http://nvcr.io/proxy_auth", "file:///etc/passwd", "", "nvcr.io/token"])

@@ -8,10 +8,16 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
+import re
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _resolve
-from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS, SECRET_VARIABLES
+from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
+    CONTRACTS,
+    NATIVE_PROTOCOL,
+    PROTOCOL_LABEL,
+    SECRET_VARIABLES,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import (
     ResolveError,
@@ -22,6 +28,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._resolve import (
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
 IMAGE = "nvcr.io/nim/meta/llama-3.1-8b-instruct"
 DIGEST = "sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1"
+IMAGE_NAME = f"{IMAGE}:1.8.6"
 LLAMA = {"name": "llama", "image": IMAGE, "tag": "1.8.6", "gpus": [0]}
 DEFAULTS = {
     "cache_root": "/var/lib/nim/cache",
@@ -327,23 +334,112 @@ def test_contract_of_an_image(image, tag, contract):
     assert _resolve.contract_of(f"nvcr.io/nim/{image}", tag) == contract
 
 
-def test_label_of_an_image_on_the_host_tells_its_contract():
-    entry = {**LLAMA, "image": "nvcr.io/nim/nvidia/retriever", "tag": "2.4.0"}
-    labelled = {**HOST, "native_images": ["nvcr.io/nim/nvidia/retriever:2.4.0"]}
-    assert [resolve(entry, host=host)[0]["contract"] for host in (HOST, labelled)] == ["llm", "native"]
-    assert resolve({**entry, "contract": "classic"}, host=labelled)[0]["contract"] == "classic"
-    assert resolve({**entry, "tag": "2.4.1"}, host=labelled)[0]["contract"] == "llm"
+RETRIEVER = "nvcr.io/nim/nvidia/retriever"
+NATIVE, OTHERWISE = ({"found": True, "labels": {PROTOCOL_LABEL: said}} for said in (NATIVE_PROTOCOL, "ngc-v3"))
 
 
 @pytest.mark.parametrize(
-    ("said", "native", "guessed"),
-    [({}, False, True), ({"contract": "auto"}, False, True), ({}, True, False), ({"contract": "llm"}, False, False)],
-    ids=["nothing said", "auto", "label known", "said"],
+    ("pin", "name"),
+    [
+        ({"tag": "2.4.0"}, f"{RETRIEVER}:2.4.0"),
+        ({"digest": DIGEST, "tag": UNSET}, f"{RETRIEVER}@{DIGEST}"),
+        ({"digest": DIGEST, "tag": "2.4.0"}, f"{RETRIEVER}@{DIGEST}"),
+    ],
+    ids=["tag", "digest", "both"],
 )
-def test_contract_that_only_name_and_tag_tell_is_a_guess(said, native, guessed):
-    image = f"{LLAMA['image']}:{LLAMA['tag']}"
-    host = {**HOST, "native_images": [image] if native else []}
-    assert resolve({**LLAMA, **said}, host=host)[0]["contract_guessed"] is guessed
+def test_label_of_an_image_tells_its_contract(pin, name):
+    """By the name that is pulled, whether it is on the host or only its registry knows it."""
+    entry = spec(image=RETRIEVER, **pin)
+    there = {**HOST, "images": {name: "sha256:ab"}, "native_images": [name]}
+    for found in (resolve(entry, host=there), resolve(entry, told={name: NATIVE})):
+        assert (found[0]["contract"], found[0]["contract_guessed"]) == ("native", False)
+    assert resolve({**entry, "contract": "classic"}, host=there)[0]["contract"] == "classic"
+    # Another image of that name is another image.
+    for other in (f"{RETRIEVER}:2.4.1", f"{RETRIEVER}@sha256:{'e' * 64}"):
+        elsewhere = {**HOST, "images": {other: "sha256:ab"}, "native_images": [other]}
+        (service,) = resolve({**entry, "tag": "2.4.0"}, host=elsewhere, told={other: NATIVE})
+        assert (service["contract"], service["contract_guessed"]) == ("llm", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "native", "told", "guessed"),
+    [
+        ({}, [], [], {}, True),
+        ({"contract": "auto"}, [], [], {}, True),
+        ({}, [IMAGE_NAME], [IMAGE_NAME], {}, False),
+        ({}, [IMAGE_NAME], [], {}, False),
+        ({}, [IMAGE_NAME], [], {IMAGE_NAME: NATIVE}, False),
+        ({}, [], [], {IMAGE_NAME: NATIVE}, False),
+        ({}, [], [], {IMAGE_NAME: OTHERWISE}, False),
+        ({}, [], [], {IMAGE_NAME: {"found": False, "reason": "timed out"}}, True),
+        ({"contract": "llm"}, [], [], {}, False),
+    ],
+    ids=[
+        "nothing said",
+        "auto",
+        "label",
+        "no label",
+        "host goes first",
+        "registry",
+        "registry of another",
+        "no answer",
+        "said",
+    ],
+)
+def test_contract_that_only_name_and_tag_tell_is_a_guess(changes, images, native, told, guessed):
+    host = {**HOST, "images": dict.fromkeys(images, "sha256:ab"), "native_images": native}
+    (service,) = resolve({**LLAMA, **changes}, host=host, told=told)
+    assert service["contract_guessed"] is guessed
+    is_native = bool(native) or (not images and told.get(IMAGE_NAME) == NATIVE)
+    assert service["contract"] == (
+        "native" if is_native else changes.get("contract", "auto").replace("auto", "classic")
+    )
+
+
+UNKNOWN = {"name": "llama", "image": IMAGE, "tag": "release-7"}
+UNKNOWN_NAME = f"{IMAGE}:release-7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "host", "defaults", "images"),
+    [
+        ({}, {}, {}, [UNKNOWN_NAME]),
+        ({"contract": "auto"}, {}, {}, [UNKNOWN_NAME]),
+        ({"tag": UNSET, "digest": DIGEST}, {}, {}, [f"{IMAGE}@{DIGEST}"]),
+        ({"tag": "1.8.6"}, {}, {}, []),
+        ({"contract": "llm"}, {}, {}, []),
+        ({"state": "absent"}, {}, {}, []),
+        ({"offline": "yes"}, {}, {}, []),
+        ({}, {}, {"offline": True}, []),
+        ({"offline": False}, {}, {"offline": True}, [UNKNOWN_NAME]),
+        ({}, {"images": {UNKNOWN_NAME: "sha256:ab"}}, {}, []),
+        ({}, {"images": {UNKNOWN_NAME: "sha256:ab"}, "native_images": [UNKNOWN_NAME]}, {}, []),
+        ({}, {}, {"told": {UNKNOWN_NAME: NATIVE}}, []),
+        ({}, {}, {"told": {UNKNOWN_NAME: {"found": False, "reason": "timed out"}}}, []),
+        ({"image": "llama"}, {}, {}, []),
+        ({"tag": UNSET}, {}, {}, []),
+    ],
+    ids=[
+        "nothing tells", "auto", "digest", "tag tells", "operator tells", "absent", "offline", "all are offline", "this one is not",
+        "there", "there and native", "told", "not told when asked", "no image", "no tag",
+    ],
+)  # fmt: skip
+def test_images_that_only_their_registry_can_tell(changes, host, defaults, images):
+    service = {key: value for key, value in {**UNKNOWN, **changes}.items() if value is not UNSET}
+    assert _resolve.undecided_images([service, service], {**HOST, **host}, defaults) == images
+
+
+@pytest.mark.parametrize("services", [None, "llama", {}, ["llama"], [None]])
+def test_what_is_no_service_is_asked_for_by_nobody(services):
+    assert _resolve.undecided_images(services, HOST, {}) == []
+
+
+def test_registry_that_did_not_tell_either_is_named():
+    told = {UNKNOWN_NAME: {"found": False, "reason": "HTTP Error 404: Not Found"}}
+    with pytest.raises(
+        ResolveError, match=re.escape("nor does the registry tell it (HTTP Error 404: Not Found); say contract")
+    ):
+        resolve(UNKNOWN, told=told)
 
 
 @pytest.mark.parametrize(

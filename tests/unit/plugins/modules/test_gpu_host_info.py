@@ -53,11 +53,11 @@ CONTAINER = {
     },
     "HostConfig": {"PortBindings": {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8000"}]}},
 }
-# Prints the file that is named after the command and its first word, or after the command, and leaves as it was told.
+# Prints the file that is named after the command and its first two words, its first, or none, and leaves as it was told.
 SCRIPT = """\
 #!/bin/sh
 printf '%s\\0' "${0##*/} $*" >> "$0.log"
-for said in "$0.$1" "$0"; do
+for said in "$0.$1.$2" "$0.$1" "$0"; do
   [ ! -e "$said.out" ] || { /bin/cat "$said.out"; break; }
 done
 [ ! -e "$0.err" ] || { /bin/cat "$0.err" >&2; exit 9; }
@@ -80,7 +80,7 @@ class Machine:
         return target
 
     def command(self, name, error=None, **out):
-        """A command, and what it says: out for any first word, else by first word (hyphens as underscores)."""
+        """A command, and what it says: out for any first word, else by first word, or two and a dot (hyphens as underscores)."""
         script = self.bin / name
         script.write_text(SCRIPT)
         script.chmod(0o755)
@@ -198,8 +198,9 @@ def deployed(machine):
     machine.command(
         "dpkg-query", error="dpkg-query: no packages found matching docker-ce\n", _W="ii  docker.io 26.1.5+dfsg1-9\n"
     )
-    rows = f"{IMAGE}@{DIGEST} {IMAGE_ID}\n<none>@<none> sha256:77\ndebian@<none> sha256:78\n"
+    rows = f"{IMAGE} 1.8.6 {DIGEST} {IMAGE_ID}\n<none> <none> <none> sha256:77\n"
     machine.command("docker", info=json.dumps(DOCKER_INFO), ps="c1f7\n", inspect=json.dumps([CONTAINER]), images=rows)
+    machine.command("docker", **{"images.__filter": ""})
     return machine
 
 
@@ -273,11 +274,36 @@ def test_deployed_host(call, deployed):
         "credential_helpers": {},
         "config_newer_than_daemon": False,
     }
-    assert result["images"] == {f"{IMAGE}@{DIGEST}": IMAGE_ID}
-    assert deployed.asked("docker")[-1].startswith(
-        "docker images --filter label=com.nvidia.nim.model_download_protocol=native-v1 "
-    )
+    assert result["images"] == {f"{IMAGE}:1.8.6": IMAGE_ID, f"{IMAGE}@{DIGEST}": IMAGE_ID}
+    assert result["native_images"] == []
     assert result.keys() == set(documented())
+
+
+LABEL = "com.nvidia.nim.model_download_protocol"
+EMBED, RERANK = "nvcr.io/nim/nvidia/embed", "nvcr.io/nim/nvidia/rerank"
+
+
+def test_images_that_docker_says_are_native(call, deployed):
+    """By the names of those with a tag, and of those that were pulled by digest and have none."""
+    native = f"{EMBED} 2.4.0 {DIGEST} sha256:a1\n{RERANK} <none> {DIGEST} sha256:a2\n"
+    deployed.command("docker", images=f"{IMAGE} 1.8.6 {DIGEST} {IMAGE_ID}\n{native}", **{"images.__filter": native})
+    result = call()
+    assert result["native_images"] == [f"{EMBED}:2.4.0", f"{EMBED}@{DIGEST}", f"{RERANK}@{DIGEST}"]
+    assert len(result["images"]) == 5
+    assert deployed.asked("docker")[-1].startswith(f"docker images --filter label={LABEL}=native-v1 --digests ")
+
+
+def test_images_that_podman_says_are_native(call, podman):
+    images = [
+        {"Id": "a1", "Names": [f"{EMBED}:2.4.0"], "RepoDigests": [f"{EMBED}@{DIGEST}"], "Labels": {LABEL: "native-v1"}},
+        {"Id": "a2", "Names": None, "RepoDigests": [f"{RERANK}@{DIGEST}"], "Labels": {LABEL: "native-v1"}},
+        {"Id": "a3", "Names": [f"{IMAGE}:1.8.6"], "RepoDigests": [f"{IMAGE}@{DIGEST}"], "Labels": {LABEL: "other"}},
+        {"Id": "a4", "Names": ["localhost/own:1"], "RepoDigests": None, "Labels": None},
+    ]
+    podman.command("podman", images=json.dumps(images))
+    result = call(engine="podman")
+    assert result["native_images"] == [f"{EMBED}:2.4.0", f"{EMBED}@{DIGEST}", f"{RERANK}@{DIGEST}"]
+    assert result["images"][f"{IMAGE}:1.8.6"] == "sha256:a3" and len(result["images"]) == 6
 
 
 def test_login_that_a_credential_helper_keeps(call, deployed):
@@ -383,7 +409,6 @@ def test_engine_without_a_daemon(call, podman, there):
         "podman images",
         "podman ps -aq",
         f"podman inspect {CONTAINER_ID}",
-        "podman images",
     ]
     # Docker is asked for its containers alone, in case one has still to be stopped.
     assert [line.split(" --")[0] for line in podman.asked("docker")] == ["docker ps -aq"]
