@@ -40,10 +40,15 @@ _STAGES: dict[str, tuple[str, str, str]] = {
         "building the engine",
         "",
     ),
+    "starting_engine": (
+        r"model workspace is now ready|starting vllm v\d|resolved architecture: |initializing an? (v\d )?llm engine",
+        "starting the engine",
+        "",
+    ),
     "loading": (
         (
             r"loading \S+ checkpoint shards: *\d+% completed \| (?P<done>\d+)/(?P<all>\d+)|starting to load model|loading model weights"
-            r"|loading weights took|model loading took|initializing an? (v\d )?llm engine|model workspace is now ready"
+            r"|loading weights took|model loading took"
             r"|total time of building rank\d+ engine|loaded engine size|engine size in bytes"
         ),
         "loading weights",
@@ -51,14 +56,15 @@ _STAGES: dict[str, tuple[str, str, str]] = {
     ),
     "compiling": (
         (
-            r"capturing cuda graphs?\b[^|]*(?:\|[^|]*\| *(?P<done>\d+)/(?P<all>\d+))?|graph capturing finished|torch\.compile"
+            r"capturing cuda graphs?\b[^|]*(?:\|[^|]*\| *(?P<done>\d+)/(?P<all>\d+))?|torch\.compile (takes|took)"
             r"|compiling a graph|dynamo bytecode transform|\[autotuner\]"
         ),
         "compiling graphs",
         "",
     ),
+    "warming_up": (r"graph capturing finished|init engine \(profile|warming up", "warming up", ""),
     "serving": (
-        r"starting (the )?http server|starting vllm api server|uvicorn running on|application startup complete",
+        r"starting (the )?http server|starting vllm (api )?server|uvicorn running on|application startup complete",
         "starting its HTTP server",
         "",
     ),

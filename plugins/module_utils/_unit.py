@@ -73,6 +73,8 @@ _CAUSE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in
 # One life of the unit ends here; systemd writes these after the last words of the container.
 _END_OF_LIFE = re.compile(r"\.service: (Failed with result|Deactivated successfully|Succeeded\.|Scheduled restart job)")
 _ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S+ HTTP/\d')
+_POINTER = re.compile(r"root cause above|above\)? for the root cause", re.IGNORECASE)
+_EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception): ")
 # Podman and its monitor tell of the life of the container as well, and by its id.
 _SYSTEMD_LINE = re.compile(
     r"^\S+\.service: |^(Started|Starting|Stopped|Stopping) .*\.$"
@@ -205,6 +207,13 @@ def classify(lines: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
+def last_error(lines: Sequence[str]) -> str:
+    """Return the newest line that names an exception, rather one that says what happened than one that points to it; or empty."""
+    found = [line for line in lines if _EXCEPTION.search(line) and not _ACCESS_LOG.search(line)]
+    telling = [line for line in found if not _POINTER.search(line)]
+    return shorten((telling or found or [""])[-1])
+
+
 def last_words(lines: Sequence[str]) -> str:
     """Return the newest line the service itself wrote (neither systemd nor an access log), or empty."""
     for line in reversed(lines):
@@ -280,7 +289,7 @@ class UnitWatch:
         life = last_life(self.journal(max(_WINDOW, self._lines)))
         cause = classify(life)
         evidence = life[-self._lines :] if self._lines else []
-        culprit = last_words(life)
+        culprit = last_error(life) or last_words(life)
         if cause:
             failure_class, line = cause
             culprit = shorten(line)

@@ -141,8 +141,9 @@ options:
     default: [completion, stream]
   tool_choice:
     description:
-      - How the probe V(tool_call) makes the model use the tool. V(named) and V(required) leave it no choice, and work with engines
-        that read the calls of no model. V(auto) leaves it to the model, as agents do; the engine then needs a parser for its calls.
+      - How the probe V(tool_call) makes the model use the tool. V(named) and V(required) leave it no choice, so that what is tested is
+        the engine. V(auto) leaves it to the model, as agents do.
+      - Engines may have to be told how the model writes its calls, vLLM by C(--tool-call-parser).
     type: str
     choices: [named, required, auto]
     default: named
@@ -422,7 +423,7 @@ phase:
 stage:
   description:
     - What the journal of O(unit) says it is doing while the phase is V(starting) - V(pulling), V(downloading), V(preparing),
-      V(building), V(loading), V(compiling) or V(serving). None when nothing tells.
+      V(building), V(starting_engine), V(loading), V(compiling), V(warming_up) or V(serving). None when nothing tells.
   returned: always
   type: str
   sample: loading

@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+import itertools
+import pathlib
+
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup, startup
 
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
 SELECTED = "INFO 07-23 22:27:24.929 ngc_injector.py:141] Selected profile: 8835c31752fb (vllm-fp16-tp1)"
 PREPARING = (
     "INFO 07-23 22:27:25.389 ngc_injector.py:166] Preparing model workspace. This step might download additional files to run "
@@ -59,8 +63,8 @@ def bar(name, share, done, total):
         ),
         pytest.param(["Fetching 14 files:  29%|██▊       | 4/14 [00:10<00:20,  2.01s/it]"], Startup("downloading", "downloading"), id="fetching"),
         pytest.param(["Downloading manifest profile: 8835c317"], Startup("downloading", "downloading"), id="profile"),
-        pytest.param([CONFIG, "Model workspace is now ready. It took 49.375 seconds"], Startup("loading", "loading weights"), id="workspace"),
-        pytest.param(["Initializing a V1 LLM engine (v0.11.0) with config: model='x'"], Startup("loading", "loading weights"), id="engine"),
+        pytest.param([CONFIG, "Model workspace is now ready. It took 49 s"], Startup("starting_engine", "starting the engine"), id="workspace"),
+        pytest.param(["Initializing a V1 LLM engine (v0.11.0) with config"], Startup("starting_engine", "starting the engine"), id="engine"),
         pytest.param([SHARDS.replace("7/30", "6/30"), SHARDS], Startup("loading", "loading weights, 7 of 30 shards"), id="shards"),
         pytest.param([SHARDS, "INFO gpu_model_runner.py:2007] Model loading took 14.9 GiB"], Startup("loading", "loading weights"), id="loaded"),
         pytest.param(
@@ -78,3 +82,12 @@ def bar(name, share, done, total):
 )  # fmt: skip
 def test_startup(lines, expected):
     assert startup(lines) == expected
+
+
+def test_the_stages_of_a_real_start():
+    """vLLM 0.32 on a CPU in this repository's stand-in, as the journal had it."""
+    lines = (FIXTURES / "journal" / "vllm-0.32.txt").read_text(encoding="utf-8").splitlines()
+    seen = [startup(lines[:number]) for number in range(1, len(lines) + 1)]
+    stages = [stage for stage, _group in itertools.groupby(one.stage for one in seen if one)]
+    assert stages == ["preparing", "starting_engine", "loading", "warming_up", "serving"]
+    assert "loading weights, 1 of 1 shards" in {one.words for one in seen if one}

@@ -330,6 +330,38 @@ def test_words_of_podman_are_none_of_the_service():
     assert _unit.classify(recorded) is None
 
 
+ROOT = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+WORKER = (
+    "(EngineCore pid=28) ERROR 11-24 09:21:52 [core.py:1512] RuntimeError: Worker failed with error 'InvalidCxxCompiler: No "
+    "working C++ compiler found"
+)
+DEAD = (
+    "(APIServer pid=16) ERROR 11-24 09:21:52 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered "
+    "an issue. See stack trace (above) for the root cause."
+)
+PARSER = "TypeError: --tool-call-parser llama3_json cannot be used with the tokenizer of 'x'"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([], ""),
+        (["Loading weights", "engine exited with status 1"], ""),
+        (
+            ["Traceback (most recent call last):", PARSER, "ERROR start_server.py:192] engine exited with status 1"],
+            PARSER,
+        ),
+        ([PARSER, f"(APIServer pid=77) {ROOT}", "container nim-llama ended by itself with exit status 1"], PARSER),
+        ([WORKER, DEAD, "ERROR start_server.py:192] engine exited with status 0"], WORKER),
+        ([ROOT, "container nim-llama ended by itself with exit status 1"], ROOT),
+        (["ValueError: old", "ValueError: new"], "ValueError: new"),
+        (['INFO: 127.0.0.1 - "GET /KeyError: HTTP/1.1" 404'], ""),
+    ],
+)
+def test_last_error(lines, said):
+    assert _unit.last_error(lines) == said
+
+
 def test_commands_are_argument_lists():
     assert _unit.show_command(UNIT)[:2] == ["systemctl", "show"]
     assert _unit.show_command(UNIT)[-2:] == ["--", UNIT]
