@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _features
+from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _features, _media, _retrieval
 from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     CHAT_PATH,
     Answer,
@@ -41,7 +41,8 @@ class Checks:
     """Asks one endpoint what its options want to know.
 
     options: those of chat_completion. model: the model to ask. card: what /v1/models says of it.
-    facts: dict, what was learned so far, for the result of the module. request: the body that was sent last.
+    facts: dict, what was learned so far, for the result of the module. request and path: the
+    JSON that was sent last, and where to; None when it was none.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Checks:
         self._sleep = sleep
         self.facts: dict[str, Any] = {"answers": [], "checks": []}
         self.request: dict[str, Any] | None = None
+        self.path = CHAT_PATH
 
     def run(self, probes: Iterable[str]) -> None:
         """Ask the probes in their own order. Raises Fault at the first that fails; Broken when a connection breaks."""
@@ -91,7 +93,7 @@ class Checks:
     def _payload(self, prompt: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         messages = prompt["messages"] or [{"role": "user", "content": prompt["prompt"]}]
         payload = chat_payload(self._model, messages, prompt["max_tokens"], prompt["temperature"])
-        self.request = {**payload, **changes}
+        self.path, self.request = CHAT_PATH, {**payload, **changes}
         return self.request
 
     def _own(self, **changes: Any) -> dict[str, Any]:
@@ -187,6 +189,62 @@ class Checks:
         answer = self._endpoint.complete(self._payload(self._prompts()[0], **_features.logprobs_request()))
         return _counted(_features.check_logprobs(answer), "token")
 
+    def vision(self) -> str:
+        """An answer about a picture."""
+        own = self._options["image_file"] is None
+        data = _media.square() if own else _media.read_file(self._options["image_file"], _media.MOST_IMAGE_BYTES)
+        prompt = self._prompts()[0]
+        question = _media.QUESTION if own else prompt["prompt"]
+        answer = self._endpoint.complete(self._payload({**prompt, "messages": _media.image_messages(data, question)}))
+        self._accept("vision", answer)
+        expected = {**prompt, "expect_regex": _media.COLOUR} if own else prompt
+        _expect.check(answer, expected)
+        return f"answered {shorten(answer.content, 80)!r}"
+
+    def embedding(self) -> str:
+        """Vectors that have a meaning: a query is nearest to the passage that answers it."""
+        found = []
+        for kind, texts in (("query", [_retrieval.QUERY]), ("passage", _retrieval.PASSAGES)):
+            self.path, self.request = _retrieval.EMBEDDINGS_PATH, _retrieval.embedding_request(self._model, texts, kind)
+            body = self._endpoint.json("POST", self.path, json=self.request)
+            found.append(_retrieval.read_embeddings(body, len(texts), self._model))
+        near = _retrieval.check_meaning(found[0][0], found[1])
+        return f"{len(found[0][0])} dimensions, cosines {', '.join(f'{value:.3f}' for value in near)}"
+
+    def ranking(self) -> str:
+        """An order of passages with the one first that answers the query."""
+        self.path, self.request = _retrieval.RANKING_PATH, _retrieval.ranking_request(self._model)
+        order = _retrieval.read_ranking(self._endpoint.json("POST", self.path, json=self.request))
+        return f"order {', '.join(map(str, order))}"
+
+    def transcription(self) -> str:
+        """What is heard in a file, or in a tone, in which there is nothing to hear."""
+        path = self._options["audio_file"]
+        data = _media.tone() if path is None else _media.read_file(path, _media.MOST_AUDIO_BYTES)
+        self.path = _media.TRANSCRIPTIONS_PATH
+        body = self._endpoint.json(
+            "POST",
+            self.path,
+            files={"file": ("sound.wav", data, "audio/wav")},
+            data={"language": self._options["language"]},
+        )
+        text = _media.read_transcription(body)
+        if path is not None:
+            _expect.check(Answer(text, "stop"), {"expect_regex": self._options["expect_regex"]})
+        self.facts["content"] = text
+        return f"heard {shorten(text, 80)!r}"
+
+    def speech(self) -> str:
+        """A WAV file with a voice in it."""
+        self.path = _media.SYNTHESIZE_PATH
+        language, voice = self._options["language"], self._options["voice"]
+        voice = voice or _media.choose_voice(self._endpoint.json("GET", _media.VOICES_PATH), language)
+        fields = {"text": _media.SPOKEN, "language": language, "voice": voice}
+        # As a form, which is the only thing this path takes.
+        form = {name: (None, value) for name, value in fields.items()}
+        seen = _media.read_speech(self._endpoint.content("POST", self.path, files=form))
+        return f"{seen['seconds']:.1f} s at {seen['sample_rate']} Hz by {voice}"
+
     def unknown_model(self) -> str:
         """A model that is not served is refused, not answered by another one."""
         model = self._model + _NO_MODEL
@@ -261,6 +319,11 @@ PROBES: dict[str, Callable[[Checks], str]] = {
     "tool_call": Checks.tool_call,
     "json_schema": Checks.json_schema,
     "logprobs": Checks.logprobs,
+    "vision": Checks.vision,
+    "embedding": Checks.embedding,
+    "ranking": Checks.ranking,
+    "transcription": Checks.transcription,
+    "speech": Checks.speech,
     "unknown_model": Checks.unknown_model,
     "wrong_key": Checks.wrong_key,
     "client_abort": Checks.client_abort,

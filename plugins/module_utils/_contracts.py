@@ -62,6 +62,14 @@ WITHOUT_CHAT = (
     r"|corrdiff|fourcastnet|harmonizer|audio2face|maxine|domino|jailbreak-detect"
 )
 
+#: What proves images that have no chat, by patterns of their names; the others are asked for their health. Recognition of speech is
+#: among these, since images that hear streams only refuse a file.
+PROOFS_WITHOUT_CHAT = (
+    (r"rerank", ("ranking",)),
+    (r"embed", ("embedding",)),
+    (r"magpie-tts|fastpitch|(^|[-/])tts([-/]|$)", ("speech",)),
+)
+
 #: Variables that more than one generation knows.
 _VARIABLES = (
     "NIM_CUSTOM_MODEL_NAME",

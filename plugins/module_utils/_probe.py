@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _expect
+from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _media
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
 from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
 
@@ -66,6 +67,10 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
         "required_one_of": [("prompt", "messages")],
     },
     **_expect.SPEC,
+    "image_file": {"type": "path"},
+    "audio_file": {"type": "path"},
+    "language": {"type": "str", "default": "en-US"},
+    "voice": {"type": "str"},
     "tool_choice": {"type": "str", "choices": ["named", "required", "auto"], "default": "named"},
     "expect_profile": {"type": "str"},
     "check_metadata": {"type": "bool", "default": True},
@@ -131,9 +136,28 @@ def option_problems(options: dict[str, Any]) -> list[str]:
     problems += _expect.problems(options) + _prompt_problems(options)
     if "wrong_key" in options["probes"] and not options["api_key"]:
         problems.append("probes ask for wrong_key, but there is no api_key: give the right one, or leave the probe out")
+    problems += _file_problems(options)
     timed = [name for name in ("max_ttft", "min_tokens_per_second") if options[name] is not None]
-    if timed and set(PROBES) & set(options["probes"]) and not {"stream", "pace"} & set(options["probes"]):
+    if timed and set(options["probes"]) - WITHOUT_CHAT and not {"stream", "pace"} & set(options["probes"]):
         problems.append(f"{timed[0]} is measured on streams: add stream or pace to probes")
+    return problems
+
+
+def _file_problems(options: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, probe, most in (
+        ("image_file", "vision", _media.MOST_IMAGE_BYTES),
+        ("audio_file", "transcription", _media.MOST_AUDIO_BYTES),
+    ):
+        if options[name] is None or probe not in options["probes"]:
+            continue
+        try:
+            data = _media.read_file(options[name], most)
+        except (OSError, ValueError) as exc:
+            problems.append(f"{name} {options[name]} cannot be read on this host ({exc})")
+            continue
+        if name == "image_file" and not _media.image_type(data):
+            problems.append(f"image_file {options[name]} is no PNG, JPEG, GIF or WebP picture")
     return problems
 
 

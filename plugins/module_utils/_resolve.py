@@ -20,12 +20,14 @@ from ansible_collections.baremetal.nim.plugins.module_utils import _gpus
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
     NATIVE_PROTOCOL,
+    PROOFS_WITHOUT_CHAT,
     PROTOCOL_LABEL,
     RESERVED_VARIABLES,
     SECRET_VARIABLES,
     WEIGHT_VARIABLES,
     WITHOUT_CHAT,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT as NO_CHAT_PROBES
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 2
@@ -80,7 +82,30 @@ KEYS = {
     "watchdog",
 }
 GPU_KEYS = {"count", "memory_gb"}
-VERIFY_KEYS = {"prompt", "messages", "max_tokens", "temperature", "probes", "expect_regex", "request_timeout"}
+#: Options of chat_completion that say what is asked and expected, not how the endpoint is reached.
+VERIFY_KEYS = {
+    "audio_file",
+    "check_metadata",
+    "expect_finish_reason",
+    "expect_max_tokens",
+    "expect_min_tokens",
+    "expect_profile",
+    "expect_regex",
+    "expect_script",
+    "image_file",
+    "language",
+    "max_tokens",
+    "max_ttft",
+    "messages",
+    "min_tokens_per_second",
+    "probes",
+    "prompt",
+    "prompts",
+    "request_timeout",
+    "temperature",
+    "tool_choice",
+    "voice",
+}
 #: Default and bounds. A unit starts ten times in an hour at most, so fewer restarts may be the watchdog's.
 WATCHDOG_NUMBERS = {"idle": (300, 1, 86400), "timeout": (60, 1, 600), "failures": (3, 1, 100), "limit": (3, 1, 8)}
 WATCHDOG_KEYS = {"enabled", "probe", *WATCHDOG_NUMBERS}
@@ -463,7 +488,7 @@ class Service:
         return digest_of([self.name, key])[:16]
 
     def verify(self, image: str, contract: Mapping[str, Any]) -> dict[str, Any]:
-        """Options for the verification; images without chat are asked for their health only."""
+        """Options for the verification; images without chat are asked for what they do, or for their health only."""
         given = self.spec.get("verify") or {}
         if not isinstance(given, Mapping):
             self.problem(f"verify is {type(given).__name__}, wanted a dictionary such as {{prompt: …}}.")
@@ -472,10 +497,10 @@ class Service:
             if key not in VERIFY_KEYS:
                 self.problem(f"verify has the unknown key {key!r}.{near(str(key), VERIFY_KEYS)}")
         options = {key: value for key, value in given.items() if key in VERIFY_KEYS}
-        if "probes" not in options and (
-            "health" in contract["probes"] or re.search(WITHOUT_CHAT, image.rpartition("/")[2])
-        ):
-            options["probes"] = ["health"]
+        name = image.rpartition("/")[2]
+        if "probes" not in options and ("health" in contract["probes"] or re.search(WITHOUT_CHAT, name)):
+            proofs = (probes for pattern, probes in PROOFS_WITHOUT_CHAT if re.search(pattern, name))
+            options["probes"] = list(next(proofs, ("health",)))
         return options
 
     def watchdog(self, contract: Mapping[str, Any], chats: bool, start_timeout: int) -> dict[str, Any]:
@@ -586,7 +611,8 @@ class Service:
             "verify": self.verify(image["repository"], contract),
             "notes": self.notes,
         }
-        chats = service["verify"].get("probes") != ["health"]
+        probes = service["verify"].get("probes")
+        chats = not probes or not NO_CHAT_PROBES.issuperset(probes)
         service["watchdog"] = self.watchdog(contract, chats, service["start_timeout"])
         # What the weights in the cache depend on; a change stages again.
         weights = {key: service[key] for key in ("image", "prefetch", "mounts")}

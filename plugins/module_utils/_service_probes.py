@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: Probes of endpoints that serve no chat.
-WITHOUT_CHAT = frozenset({"health"})
+WITHOUT_CHAT = frozenset({"health", "embedding", "ranking", "transcription", "speech"})
+#: Those whose endpoints list no models.
+WITHOUT_MODELS = frozenset({"health", "transcription", "speech"})
 # Three ways to say one thing.
 _QUESTIONS = frozenset({"prompt", "messages", "prompts"})
 

@@ -27,6 +27,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import Checks
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Broken, Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._media import SYNTHESIZE_PATH, VOICES_PATH
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_MODELS
 from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UnitWatch, last_words
 
@@ -65,6 +67,7 @@ class Verification:
         self._start = now()
         self._model: str | None = options["model"]
         self._request: dict[str, Any] | None = None
+        self._path = CHAT_PATH
         self.result: dict[str, Any] = {
             "answers": [],
             "changed": False,
@@ -162,6 +165,24 @@ class Verification:
                 self._watch.check(force=True)
             self._note("verified", "ready")
             return
+        # An empty list asks for no answer, but for the model.
+        if options["probes"] and WITHOUT_MODELS.issuperset(options["probes"]):
+            checks = Checks(options, endpoint, "", {}, self._now, self._sleep)
+        else:
+            checks = Checks(options, endpoint, *self._choose_model(), self._now, self._sleep)
+        try:
+            checks.run(options["probes"])
+        finally:
+            self.result.update(checks.facts)
+            self._path, self._request = checks.path, checks.request
+        if self._watch:
+            # The answer may have come from something else that holds the port of a service in a crash loop.
+            self._watch.check(force=True)
+        self._note("verified", f"{self._model} answered" if self._model else "answered")
+
+    def _choose_model(self) -> tuple[str, Mapping[str, Any]]:
+        """The model to ask, and what /v1/models says of it."""
+        options, endpoint = self._options, self._endpoint
         models = endpoint.models()
         self.result["models"] = list(models)
         model = choose_model(options["model"], models)
@@ -172,16 +193,7 @@ class Verification:
                 check_metadata(model, metadata)
             if options["expect_profile"]:
                 check_profile(options["expect_profile"], metadata)
-        checks = Checks(options, endpoint, model, models[model], self._now, self._sleep)
-        try:
-            checks.run(options["probes"])
-        finally:
-            self.result.update(checks.facts)
-            self._request = checks.request
-        if self._watch:
-            # The answer may have come from something else that holds the port of a service in a crash loop.
-            self._watch.check(force=True)
-        self._note("verified", f"{model} answered")
+        return model, models[model]
 
     def _broken(self, exc: Broken) -> None:
         """Forgive the first broken connection: health may turn green a moment before the engine listens."""
@@ -248,7 +260,10 @@ class Verification:
         if failure_class == "slow":
             return self._curl("/v1/metrics")
         if failure_class in ("bad_response", "dead_engine", "refused_by_policy", "wrong_answer"):
-            return self._curl(CHAT_PATH, self._payload())
+            if self._request is None and self._path != CHAT_PATH:
+                # Forms with files are more than a line can show.
+                return self._curl(VOICES_PATH if self._path == SYNTHESIZE_PATH else self._options["ready_path"])
+            return self._curl(self._path, self._payload())
         return self._curl(self._options["ready_path"])
 
     def _curl(self, path: str, payload: dict[str, Any] | None = None) -> str:

@@ -116,6 +116,11 @@ options:
         found out (V(buffered_stream)), by V(stream) only when its answer is long enough.
       - V(tool_call) makes the model call a tool (O(tool_choice)), V(json_schema) makes it answer in JSON of a schema, and
         V(logprobs) makes the endpoint tell how likely each token was.
+      - V(vision) asks about a picture (O(image_file)), by default which colour a red square has.
+      - V(embedding) embeds a query and passages, of which the one that answers must be the nearest. V(ranking) ranks them, and that
+        one must be the best. They are for the NIMs of NeMo Retriever.
+      - V(transcription) has a tone, or O(audio_file), written down. V(speech) has a sentence spoken, and looks whether that is
+        sound. They are for speech NIMs, which list no models.
       - V(unknown_model) asks a model that is not served, which must be refused with HTTP 404.
       - V(overlong_input) sends more than the model takes, which must be refused with HTTP 400, 413 or 422, and leave the endpoint
         ready. The input is as long as C(max_model_len) of C(/v1/models), or of 300000 words where that is not told.
@@ -123,7 +128,7 @@ options:
       - V(client_abort) breaks off a long stream, after which the engine must stop to work on it (by C(/v1/metrics)) and answer the
         next request.
       - They are asked in the order above, whatever that of the list. An empty list only waits and checks the model.
-      - V(health) asks for nothing but readiness. It is for images that serve no chat, and stands alone.
+      - V(health) asks for nothing but readiness. It is for images of which nothing else is known, and stands alone.
     type: list
     elements: str
     choices:
@@ -133,12 +138,33 @@ options:
       - tool_call
       - json_schema
       - logprobs
+      - vision
+      - embedding
+      - ranking
+      - transcription
+      - speech
       - unknown_model
       - wrong_key
       - client_abort
       - overlong_input
       - health
     default: [completion, stream]
+  image_file:
+    description:
+      - Picture for the probe V(vision), a file on the host that runs the module. O(prompt) is then the question, and O(expect_regex)
+        what the answer must have.
+    type: path
+  audio_file:
+    description:
+      - WAV file for the probe V(transcription), on the host that runs the module. O(expect_regex) is what must be heard.
+    type: path
+  language:
+    description: Language of V(transcription) and V(speech).
+    type: str
+    default: en-US
+  voice:
+    description: Voice of V(speech). By default the first one of O(language).
+    type: str
   tool_choice:
     description:
       - How the probe V(tool_call) makes the model use the tool. V(named) and V(required) leave it no choice, so that what is tested is
@@ -372,7 +398,7 @@ usage:
   type: dict
   sample: {prompt_tokens: 16, completion_tokens: 2, total_tokens: 18}
 model:
-  description: Model that was asked and answered.
+  description: Model that was asked and answered. None for endpoints that list none.
   returned: always
   type: str
   sample: meta/llama-3.1-8b-instruct

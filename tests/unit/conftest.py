@@ -9,6 +9,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The same cases in every run, however slow the machine.
+settings.register_profile("unit", database=None, deadline=None, derandomize=True)
+settings.load_profile("unit")
 
 
 @pytest.fixture

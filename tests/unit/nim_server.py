@@ -116,7 +116,9 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self, method: str) -> None:
         nim = self.server.nim
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else None
+        data = self.rfile.read(length)
+        form = (self.headers.get("Content-Type") or "").startswith("multipart/form-data")
+        body = data.decode("latin-1") if form else json.loads(data) if length else None
         nim.requests.append((method, self.path, body))
         reply = nim.replies.get((method, self.path)) or _CONTRACT.get((method, self.path))
         if reply is None:

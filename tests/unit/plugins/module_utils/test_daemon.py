@@ -10,7 +10,7 @@ import json
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _daemon
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 OURS = {"live-restore": True, "features": {"cdi": True}}
@@ -90,10 +90,6 @@ def test_render_keeps_the_order_of_keys():
 
 
 # -- whatever a site has written (pain 11) -------------------------------------------------------------------------------
-
-# The same cases in every run.
-settings.register_profile("unit", database=None, deadline=None, derandomize=True)
-settings.load_profile("unit")
 
 #: Few keys, so that the two sides meet.
 TEXTS = st.text('aZ-. "\\\n\u00e9\U0001f680', max_size=4)

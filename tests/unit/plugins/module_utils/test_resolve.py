@@ -476,7 +476,7 @@ def test_native_service():
         "NIM_TELEMETRY_MODE": "0",
     }
     assert service["publish"] == ["127.0.0.1:8000:8000"]
-    assert service["verify"] == {"probes": ["health"]}
+    assert service["verify"] == {"probes": ["embedding"]}
 
 
 def test_speech_service():
@@ -495,14 +495,26 @@ def test_speech_service():
     ("entry", "verify"),
     [
         (spec(), {}),
-        (family("llama-3.2-nv-embedqa-1b-v2", "1.10.0"), {"probes": ["health"]}),
+        (family("llama-3.2-nv-embedqa-1b-v2", "1.10.0"), {"probes": ["embedding"]}),
+        (family("llama-nemotron-embed-vl-1b-v2", "2.2.0"), {"probes": ["embedding"]}),
+        (family("llama-nemotron-rerank-1b-v2", "2.2.0"), {"probes": ["ranking"]}),
+        (family("nemoretriever-ocr-v1", "2.2.0"), {"probes": ["health"]}),
+        (family("magpie-tts-multilingual", "1.7.0"), {"probes": ["speech"]}),
+        (family("parakeet-1-1b-ctc-en-us", "1.5.0"), {"probes": ["health"]}),
+        (
+            family("parakeet-1-1b-ctc-en-us", "1.5.0", verify={"probes": ["transcription"], "language": "de-DE"}),
+            {"probes": ["transcription"], "language": "de-DE"},
+        ),
         (family("boltz2", "1.8.0"), {"probes": ["health"]}),
         (family("boltz2", "1.8.0", verify={"probes": []}), {"probes": []}),
         (family("nemotron-nano-12b-v2-vl", "2.1.1", verify={"prompt": "Hello"}), {"prompt": "Hello"}),
     ],
-    ids=["llm", "retriever-1", "bionemo", "the-operator-knows-better", "vlm"],
-)
-def test_images_without_chat_are_asked_for_their_health(entry, verify):
+    ids=[
+        "llm", "retriever-1", "retriever-2", "reranker", "ocr", "synthesis", "recognition", "recognition-of-files", "bionemo",
+        "the-operator-knows-better", "vlm",
+    ],
+)  # fmt: skip
+def test_images_without_chat_are_asked_for_what_they_do(entry, verify):
     assert resolve(entry)[0]["verify"] == verify
 
 

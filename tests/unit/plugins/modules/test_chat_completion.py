@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import ipaddress
@@ -22,7 +23,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.doc_fragments import _endpoint
-from ansible_collections.baremetal.nim.plugins.module_utils import _checks, _probe, _verify
+from ansible_collections.baremetal.nim.plugins.module_utils import _checks, _media, _probe, _verify
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.modules import chat_completion
 from ansible_collections.baremetal.nim.tests.unit.nim_server import (
@@ -510,6 +511,103 @@ def test_expect_regex(call, fail):
     assert result["evidence"] == ["ready"]
 
 
+EMBEDDINGS = ("POST", "/v1/embeddings")
+RANKING = ("POST", "/v1/ranking")
+TRANSCRIPTIONS = ("POST", "/v1/audio/transcriptions")
+SYNTHESIZE = ("POST", "/v1/audio/synthesize")
+VOICES = ("GET", "/v1/audio/list_voices")
+
+
+def embed(_nim, handler, body):
+    """Vectors of the words that texts have, so that like texts lie near each other."""
+    words = ["capital", "france", "city", "fuel", "yeast"]
+    data = [
+        {"object": "embedding", "index": index, "embedding": [float(word in text.lower()) for word in words] + [0.1]}
+        for index, text in enumerate(body["input"])
+    ]
+    answer = {"object": "list", "model": body["model"], "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    handler.send_json(200, answer)
+
+
+def rank(_nim, handler, body):
+    scores = [sum(word in passage["text"] for word in ("capital", "France")) for passage in body["passages"]]
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])
+    handler.send_json(200, {"rankings": [{"index": index, "logit": float(scores[index])} for index in best]})
+
+
+def test_embedding_and_ranking(call, fail):
+    with NimServer(replies={EMBEDDINGS: embed, RANKING: rank}) as nim:
+        result = call(nim.url, probes=["embedding", "ranking"])
+        asked, (ranked,) = nim.asked(EMBEDDINGS[1]), nim.asked(RANKING[1])
+    assert result["phase"] == "verified" and result["model"] == MODEL
+    details = {check["probe"]: check["detail"] for check in result["checks"]}
+    assert details["embedding"].startswith("6 dimensions, cosines ") and details["ranking"] == "order 2, 0, 1"
+    assert [one["input_type"] for one in asked] == ["query", "passage"]
+    assert ranked["query"] == {"text": "Which city is the capital of France?"}
+    same = [{"index": index, "embedding": [1.0, 2.0]} for index in range(3)]
+
+    def meaningless(_nim, handler, body):
+        handler.send_json(200, {"object": "list", "model": MODEL, "data": same[: len(body["input"])]})
+
+    with NimServer(replies={EMBEDDINGS: meaningless}) as nim:
+        result = fail(nim.url, probes=["embedding"])
+        none = fail(nim.url, probes=["ranking"])
+    assert result["failure_class"] == "wrong_answer" and '"input_type": "passage"' in result["next_command"]
+    assert result["next_command"].endswith("/v1/embeddings")
+    assert none["failure_class"] == "bad_response" and "HTTP 404 from POST /v1/ranking" in none["msg"]
+
+
+def test_speech_is_made_and_heard_where_no_models_are_listed(call, fail, tmp_path):
+    voices = {"en-US,de-DE": {"voices": ["Magpie.EN-US.Aria", "Magpie.DE-DE.Jonas"]}}
+
+    def synthesize(_nim, handler, body):
+        assert 'name="text"' in body and 'name="voice"\r\n\r\nMagpie.DE-DE.Jonas' in body
+        handler.send_body(200, "audio/wav", _media.tone(2.0))
+
+    def silent(_nim, handler, _body):
+        handler.send_body(200, "audio/wav", _media.tone(2.0, pitch=0))
+
+    path = tmp_path / "hello.wav"
+    path.write_bytes(_media.tone())
+    heard = send(200, {"text": "hello world"})
+    replies = {MODELS: send(404, {}), VOICES: send(200, voices), SYNTHESIZE: synthesize, TRANSCRIPTIONS: heard}
+    with NimServer(replies=replies) as nim:
+        result = call(nim.url, probes=["speech", "transcription"], language="de-DE")
+        (form,) = nim.asked(TRANSCRIPTIONS[1])
+        file = {"probes": ["transcription"], "audio_file": str(path)}
+        assert call(nim.url, expect_regex="hello", **file)["content"] == "hello world"
+        wrong = fail(nim.url, expect_regex="goodbye", **file)
+        nim.replies[SYNTHESIZE] = silent
+        mute = fail(nim.url, probes=["speech"], voice="Magpie.EN-US.Aria")
+        assert nim.asked(MODELS[1]) == []
+    assert (result["phase"], result["model"]) == ("verified", None)
+    assert [check["detail"] for check in result["checks"]] == [
+        "heard 'hello world'",
+        "2.0 s at 16000 Hz by Magpie.DE-DE.Jonas",
+    ]
+    assert 'name="language"\r\n\r\nde-DE' in form and 'filename="sound.wav"' in form
+    assert wrong["failure_class"] == "wrong_answer" and "wanted a match of 'goodbye'" in wrong["msg"]
+    assert mute["failure_class"] == "bad_response" and "2.00 s of silence" in mute["msg"]
+    assert mute["next_command"].endswith("/v1/audio/list_voices")
+
+
+def test_vision(call, fail, tmp_path):
+    colours = {_media.square(): "Red.", _media.square((0, 0, 255)): "It is blue."}
+
+    def look(_nim, handler, body):
+        data = body["messages"][0]["content"][1]["image_url"]["url"].partition(",")[2]
+        handler.send_json(200, completion(content=colours[base64.b64decode(data)]))
+
+    path = tmp_path / "blue.png"
+    path.write_bytes(_media.square((0, 0, 255)))
+    with NimServer(replies={CHAT: look}) as nim:
+        assert call(nim.url, probes=["vision"])["checks"][0]["detail"] == "answered 'Red.'"
+        own = {"probes": ["vision"], "image_file": str(path), "prompt": "Which colour?"}
+        assert call(nim.url, expect_regex="blue", **own)["content"] == "It is blue."
+        wrong = fail(nim.url, expect_regex="green", **own)
+    assert wrong["failure_class"] == "wrong_answer"
+
+
 def test_several_prompts_with_expectations_of_their_own(call, fail):
     def echo(_nim, handler, body):
         text = {"Chinese?": "你好", "Sum?": "4"}[body["messages"][-1]["content"]]
@@ -750,6 +848,9 @@ def test_profile(call, fail):
         ({"max_ttft": 1, "probes": ["completion"]}, "max_ttft is measured on streams: add stream or pace to probes"),
         ({"probes": ["wrong_key"]}, "there is no api_key"),
         ({"tool_choice": "none"}, "tool_choice must be one of"),
+        ({"probes": ["vision"], "image_file": "/nowhere.png"}, "image_file /nowhere.png cannot be read on this host"),
+        ({"probes": ["vision"], "image_file": __file__}, "is no PNG, JPEG, GIF or WebP picture"),
+        ({"probes": ["transcription"], "audio_file": "/nowhere.wav"}, "audio_file /nowhere.wav cannot be read"),
         ({"probes": ["telepathy"]}, "probes"),
         ({"probes": ["health", "stream"]}, "probes are health, stream, but health stands alone"),
     ],
