@@ -86,9 +86,9 @@ def status(**extra):
 def test_status_as_data(hosts):
     code, items, output = status(nim_status_live=True)
     assert code == 0, output
-    for name, release in (("gpu01", "1.8.6"), ("gpu02", "2.0.5")):
+    for name, release, gpu in (("gpu01", "1.8.6", "0"), ("gpu02", "2.0.5", "1")):
         item = items[name, "llama"]
-        assert (item["model"], item["unit"]["active"], item["gpus"], item["problem"]) == (MODEL, "active", ["0"], None)
+        assert (item["model"], item["unit"]["active"], item["gpus"], item["problem"]) == (MODEL, "active", [gpu], None)
         assert item["uptime_s"] >= 0 and item["cache"]["bytes"] > 0 and "@sha256:" in item["image_reference"]
         live = item["live"]
         assert (live["ready"], live["model"], live["version"], live["failure"]) == (True, MODEL, release, None)
