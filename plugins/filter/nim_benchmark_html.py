@@ -41,7 +41,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.basic import missing_required_lib
-from ansible_collections.baremetal.nim.plugins.plugin_utils._html import page
+from ansible_collections.baremetal.nim.plugins.plugin_utils._html_benchmark import page
 
 
 def nim_benchmark_html(report: Mapping[str, Any]) -> str:

@@ -60,9 +60,16 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "ttft_ms": round(result["ttft"] * 1000, 1) if result.get("ttft") is not None else None,
                     "usage": result.get("usage"),
                     "content": result.get("content"),
+                    "waited_s": result.get("elapsed"),
+                    "phases": [
+                        {"at_s": entry.get("at"), "phase": entry.get("phase"), "detail": entry.get("detail")}
+                        for entry in result.get("history") or []
+                    ],
                     "verified": not failed and not result.get("skipped", False),
                     "failure_class": result.get("failure_class"),
                     "failure": result.get("msg") if failed else None,
+                    "evidence": result.get("evidence") or [],
+                    "next_command": result.get("next_command"),
                 }
             )
     return report

@@ -26,6 +26,8 @@ ANSWER = {
     "content": "4",
     "ready_after": 0.1,
     "ttft": 0.04321,
+    "elapsed": 0.5,
+    "history": [{"at": 0.1, "phase": "ready", "detail": "HTTP 200"}],
     "usage": {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22},
 }
 RECORD = {"image_reference": f"{REPOSITORY}@sha256:aa", "ready_after_s": 93.2, "model": "meta/llama-3.1-8b-instruct"}
@@ -43,6 +45,10 @@ GOOD = {
     "verified": True,
     "failure_class": None,
     "failure": None,
+    "waited_s": 0.5,
+    "phases": [{"at_s": 0.1, "phase": "ready", "detail": "HTTP 200"}],
+    "evidence": [],
+    "next_command": None,
 }
 
 
@@ -81,6 +87,8 @@ def test_verified_endpoint():
                         "failed": True,
                         "msg": "gpu01: crashed",
                         "failure_class": "crash_loop",
+                        "evidence": ["exit status 1"],
+                        "next_command": "journalctl -u nim-llama.service",
                     }
                 ]
             ),
@@ -88,6 +96,9 @@ def test_verified_endpoint():
                 "verified": False,
                 "failure": "gpu01: crashed",
                 "failure_class": "crash_loop",
+                "evidence": ["exit status 1"],
+                "next_command": "journalctl -u nim-llama.service",
+                "phases": [],
                 "model": None,
                 "content": None,
             },
