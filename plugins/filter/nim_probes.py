@@ -12,6 +12,8 @@ version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Turns services, or records of their deployments, into the endpoints that M(baremetal.nim.nim_verify) takes.
+  - They are asked on their host, and their units are watched. Results of P(baremetal.nim.nim_outside#filter) are asked where clients
+    reach them, without a unit.
 positional: _input, timeout, options
 options:
   _input:
@@ -51,7 +53,16 @@ def nim_probes(
     services: Iterable[Mapping[str, Any]], timeout: float | None = None, options: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """See DOCUMENTATION."""
-    return _probe.probes(services, timeout, options or {})
+    services = list(services)
+    found = []
+    for service in services:
+        # Where clients reach a service is no way to tell that this very instance serves.
+        verify = {key: value for key, value in (service.get("verify") or {}).items() if key != "url"}
+        (probe,) = _probe.probes([{**service, "verify": verify}], timeout, options or {})
+        if service.get("outside"):
+            del probe["unit"]
+        found.append(probe)
+    return found
 
 
 class FilterModule:

@@ -10,20 +10,16 @@ This plugin util is private to the collection and may change at any time.
 from __future__ import annotations
 
 import html
+import importlib
 import io
 import re
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-try:
-    import matplotlib
+# Ansible imports every filter of a collection to find one, in each process that it forks for a host: half a second of matplotlib
+# would be half a second for each host and task. So it is imported where something is drawn.
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ImportError:
-    MATPLOTLIB_IMPORT_ERROR: str | None = traceback.format_exc()
-else:
-    MATPLOTLIB_IMPORT_ERROR = None
 
 #: Told apart by people who do not see all colours (Okabe and Ito), and by their marks.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -68,8 +64,10 @@ td span{overflow-wrap:anywhere}td::before{content:attr(data-label);color:var(--d
 
 def need_matplotlib() -> None:
     """Raises ImportError where the plotting library is missing."""
-    if MATPLOTLIB_IMPORT_ERROR:
-        raise ImportError("matplotlib")
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ImportError("matplotlib") from None
 
 
 def frame(title: str, parts: Iterable[str]) -> str:
@@ -167,6 +165,9 @@ def failure(entry: Mapping[str, Any]) -> str:
 
 def svg(prefix: str, title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 3.3)) -> str:
     """A drawing for the middle of a page. prefix: str, makes its ids unique. size: width and height in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         # Without pyplot: its state is of the process, and Ansible forks.
         figure = Figure(figsize=size, layout="constrained")

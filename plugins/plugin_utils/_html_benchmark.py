@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import label_of, told
 from ansible_collections.baremetal.nim.plugins.plugin_utils._html import (
     COLOURS,
     ENDPOINT_HEADS,
     MARKS,
-    MATPLOTLIB_IMPORT_ERROR,
     endpoint,
     failure,
     frame,
@@ -30,9 +29,8 @@ from ansible_collections.baremetal.nim.plugins.plugin_utils._html import (
     whole,
 )
 
-if not MATPLOTLIB_IMPORT_ERROR:
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 _NAMES = {
     "ttft_ms": "TTFT ms",
@@ -220,6 +218,8 @@ def _latency(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     _lines(
         axes, steps, (("ttft_ms", "p50"), ("ttft_ms", "p95"), ("ttft_ms", "p99"), ("e2e_ms", "p50"), ("e2e_ms", "p99"))
     )
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -270,6 +270,8 @@ def _timeline(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
         )
     axes.set_xlabel("seconds")
     axes.set_ylabel("requests/s")
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -12,12 +12,11 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.baremetal.nim.plugins.plugin_utils._html import (
     COLOURS,
     ENDPOINT_HEADS,
-    MATPLOTLIB_IMPORT_ERROR,
     endpoint,
     facts,
     failure,
@@ -29,10 +28,8 @@ from ansible_collections.baremetal.nim.plugins.plugin_utils._html import (
     text,
 )
 
-if not MATPLOTLIB_IMPORT_ERROR:
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
 #: Colours of phases, in the order of the legend.
 _PHASES = {
@@ -167,6 +164,9 @@ def _bars(axes: Axes, rows: Sequence[tuple[str, float, bool]], unit: str) -> Non
 
 
 def _timeline(axes: Axes, rows: Sequence[Entry]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
     _lanes(axes, [_label(entry) for entry in rows])
     seen = set()
     last = 0.0

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -18,7 +19,6 @@ from ansible_collections.baremetal.nim.plugins.filter.nim_html import collection
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
 from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Record
 from ansible_collections.baremetal.nim.plugins.module_utils._report import benchmarks, endpoints
-from ansible_collections.baremetal.nim.plugins.plugin_utils import _html
 
 PLOTS = {"latency", "itl", "throughput", "histogram", "timeline"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -128,11 +128,24 @@ def test_an_empty_report():
 
 
 def test_without_the_library(monkeypatch):
-    monkeypatch.setattr(_html, "MATPLOTLIB_IMPORT_ERROR", "No module named matplotlib")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(AnsibleFilterError, match=r"matplotlib.*controller"):
         nim_benchmark_html({})
     with pytest.raises(AnsibleFilterError, match=r"matplotlib.*controller"):
         nim_html([])
+
+
+def test_filters_are_found_without_the_library():
+    """Ansible imports all of them to find one, in every process that it forks."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "import ansible_collections.baremetal.nim.plugins.filter as filters\n"
+        "for _finder, name, _package in pkgutil.iter_modules(filters.__path__, filters.__name__ + '.'):\n"
+        "    importlib.import_module(name)\n"
+        "print(sorted({'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # -- verification ------------------------------------------------------------------------------------------------------
