@@ -46,7 +46,7 @@ from ansible.module_utils.basic import missing_required_lib
 def nim_benchmark_html(report: Mapping[str, Any]) -> str:
     """See DOCUMENTATION."""
     # Ansible loads every filter of a collection in each process of each task that uses any of them: what draws waits until it is used.
-    from ansible_collections.baremetal.nim.plugins.plugin_utils._html import page
+    from ansible_collections.baremetal.nim.plugins.plugin_utils._html_benchmark import page
 
     try:
         return page(report)

@@ -12,6 +12,8 @@ version_added: 1.0.0
 author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Turns services, or records of their deployments, into the endpoints that M(baremetal.nim.nim_verify) takes.
+  - They are asked on their host, and their units are watched. Results of P(baremetal.nim.nim_outside#filter) are asked where clients
+    reach them, without a unit.
 positional: _input, timeout, options, chat
 options:
   _input:

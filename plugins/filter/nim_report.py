@@ -31,6 +31,8 @@ _value:
   description:
     - One dictionary per endpoint with C(host), C(service), C(url), C(model), C(image), C(gpus), C(ready_after_s), C(ttft_ms),
       C(usage), C(content), C(verified), C(failure_class) and C(failure).
+    - And with the seconds that the verification took (C(waited_s)), its C(phases) (C(at_s), C(phase), C(detail)), and of a failure
+      C(evidence) and C(next_command).
   type: list
   elements: dict
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     CHAT_PATH,
     Answer,
     Stream,
+    error_text,
     http_fault,
     parse_json,
     read_completion,
@@ -39,6 +41,10 @@ else:
 
 # vLLM's name of it, and that of NIM 1.x.
 _RUNNING = re.compile(r"^(?:vllm:)?num_requests_running(?:\{[^}]*\})? ([0-9.eE+]+)$", re.MULTILINE)
+
+
+# No answer of a NIM about itself is longer than its manifest, which has some megabytes.
+_MOST = 16 * 2**20
 
 
 class Broken(Exception):
@@ -163,6 +169,33 @@ class Endpoint:
                 method, self.base + path, timeout=self.request_timeout, allow_redirects=False, **kwargs
             )
 
+    def look(self, path: str) -> tuple[int | None, str, str | None]:
+        """GET a path, whatever comes of it: (HTTP status or None without an answer, body, what is wrong or None).
+
+        Takes request_timeout in all, and a body of 16 MiB at most.
+        """
+        request = f"GET {path}"
+        start, body = self._now(), b""
+        try:
+            with self._talking(request):
+                response = self._session.get(
+                    self.base + path, timeout=self.request_timeout, allow_redirects=False, stream=True
+                )
+                with response:
+                    for chunk in self._in_time(response.iter_content(chunk_size=65536), start, request):
+                        body += chunk
+                        if len(body) > _MOST:
+                            return response.status_code, "", f"is longer than {_MOST // 2**20} MiB"
+        except Broken as exc:
+            return None, "", str(exc)
+        except Fault as fault:
+            return None, "", str(fault).rpartition(", wanted ")[0]
+        text = body.decode("utf-8", "replace")
+        if response.status_code == 200:
+            return 200, text, None
+        said = error_text(text) if response.headers.get("Content-Type", "").startswith("application/json") else ""
+        return response.status_code, text, f"HTTP {response.status_code}" + (f" ({said})" if said else "")
+
     def content(self, method: str, path: str, **kwargs: Any) -> bytes:
         """Send one request and return the body of its answer, which must be HTTP 200."""
         response = self.send(method, path, **kwargs)
@@ -197,6 +230,30 @@ class Endpoint:
 
     def _too_slow(self, request: str) -> Fault:
         return Fault("dead_engine", f"no answer to {request} within {self.request_timeout:g} s", "a completion")
+
+
+def connect(base: str, options: Mapping[str, Any]) -> Endpoint:
+    """Return an endpoint by the options of a module that has those of the documentation fragment, and request_timeout."""
+    cert, key = options["client_cert"], options["client_key"]
+    return Endpoint(
+        base,
+        options["request_timeout"],
+        api_key=options["api_key"],
+        verify=(options["ca_path"] or True) if options["validate_certs"] else False,
+        cert=(cert, key) if cert and key else cert,
+    )
+
+
+def curl(url: str, options: Mapping[str, Any]) -> str:
+    """Return the command that asks what a module with these options asks. It has no secret in it."""
+    words = ["curl", "-sSi"]
+    for flag, name in (("--cacert", "ca_path"), ("--cert", "client_cert"), ("--key", "client_key")):
+        words += [flag, shlex.quote(options[name])] if options[name] else []
+    if not options["validate_certs"]:
+        words.append("-k")
+    if options["api_key"]:
+        words.append('-H "Authorization: Bearer $API_KEY"')
+    return " ".join([*words, shlex.quote(url)])
 
 
 def reason(exc: BaseException) -> str:

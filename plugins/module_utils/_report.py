@@ -60,9 +60,16 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "ttft_ms": round(result["ttft"] * 1000, 1) if result.get("ttft") is not None else None,
                     "usage": result.get("usage"),
                     "content": result.get("content"),
+                    "waited_s": result.get("elapsed"),
+                    "phases": [
+                        {"at_s": entry.get("at"), "phase": entry.get("phase"), "detail": entry.get("detail")}
+                        for entry in result.get("history") or []
+                    ],
                     "verified": not failed and not result.get("skipped", False),
                     "failure_class": result.get("failure_class"),
                     "failure": result.get("msg") if failed else None,
+                    "evidence": result.get("evidence") or [],
+                    "next_command": result.get("next_command"),
                 }
             )
     return report
@@ -124,56 +131,160 @@ def unit_state(unit: Mapping[str, Any]) -> str:
     return f"{unit['active']} ({why or unit['sub']})"
 
 
-def cache_size(cache: Mapping[str, Any] | None) -> str:
-    """Size of a model cache for people, as staging left word of it: measuring terabytes takes long."""
-    if not cache:
-        return "-"
+def cache_bytes(cache: Mapping[str, Any]) -> int | None:
+    """Size of a model cache, as staging left word of it: measuring terabytes takes long. None where it is unknown."""
     size = (cache.get("staged") or {}).get("bytes")
     # The image's user may write anything into the marker.
-    return _staging.amount(size) if isinstance(size, int) and size >= 0 else "unknown"
+    return size if isinstance(size, int) and size >= 0 else None
+
+
+def status_items(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One dictionary per service of each host, from the variables of hosts after gpu_host_info; units are in the names.
+
+    A host without services, or one that could not be read, gives one item without a service. ``problem`` is what somebody must look
+    at: seen, wanted, next_command, and all of it as a message; None where there is nothing.
+    """
+    items = []
+    for host in hosts:
+        name, state = host["inventory_hostname"], host.get("preflight_host")
+        if not state or "services" not in state:
+            items.append(_unread(name, state or {}))
+            continue
+        answers = {
+            answer["item"]["service"]: answer
+            for answer in (host.get("nim_status_answers") or {}).get("results") or []
+            if isinstance(answer.get("item"), Mapping) and not answer.get("skipped")
+        }
+        found = [
+            _service(name, service, now, answers.get(service))
+            for service, now in sorted(state["services"].items())
+            # Nothing but weights: what baremetal.nim.prune would take.
+            if now["unit"]["exists"] or now.get("record") or now.get("cache")
+        ]
+        items += found or [_item(name, state="no services")]
+    return items
+
+
+def _item(host: str, **known: Any) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(
+        ("service", "state", "model", "image", "image_reference", "contract", "engine", "unit", "uptime_s", "restarts")
+    )
+    empty.update(dict.fromkeys(("cache", "deployed_at", "verified", "url", "live", "problem")))
+    return {"host": host, **empty, "gpus": [], "watchdog_gave_up": False, "history": [], **known}
+
+
+def _problem(host: str, seen: str, wanted: str, next_command: str) -> dict[str, str]:
+    message = f"{host}: {seen}, wanted {wanted}. Next: {next_command}"
+    return {"seen": seen, "wanted": wanted, "next_command": next_command, "message": message}
+
+
+def _unread(host: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A host that was not reached, or reached and not read."""
+    words = "not read" if state.get("failed") and not state.get("unreachable") else "unreachable"
+    # The first line says what went wrong; what follows is how.
+    said = str(state.get("msg") or "").removeprefix("Task failed: ").strip().partition("\n")[0].rstrip(".")
+    seen = f"host {words}" + (f" ({said})" if said else "")
+    command = f"ansible {host} --become -m ansible.builtin.ping -vvv"
+    return _item(host, state=words, problem=_problem(host, seen, "a host that answers", command))
+
+
+def _service(host: str, service: str, now: Mapping[str, Any], answer: Mapping[str, Any] | None) -> dict[str, Any]:
+    unit, record, cache = now["unit"], now.get("record") or {}, now.get("cache")
+    item = _item(
+        host,
+        service=service,
+        cache={"path": cache.get("path"), "bytes": cache_bytes(cache)} if cache else None,
+        restarts=unit["restarts"],
+    )
+    if not unit["exists"] and not record:
+        return {**item, "state": "cache only", "restarts": None}
+    gave_up = bool((now.get("watchdog") or {}).get("failed"))
+    # A record without a unit is of a service that somebody removed by hand.
+    words = unit_state(unit) if unit["exists"] else "unit missing"
+    running = unit.get("uptime") is not None and unit["active"] == "active"
+    item.update(
+        state=words + (", watchdog gave up" if gave_up else ""),
+        unit={key: unit.get(key) for key in ("name", "exists", "active", "sub", "result", "enabled")},
+        uptime_s=unit["uptime"] if running else None,
+        gpus=list(record.get("gpus") or []),
+        history=list(record.get("history") or []),
+        watchdog_gave_up=gave_up,
+        live=_live(answer) if answer else None,
+        **{
+            key: record.get(key)
+            for key in ("model", "image", "image_reference", "contract", "engine", "deployed_at", "verified", "url")
+        },
+    )
+    name = unit.get("name") or f"nim-{service}.service"
+    if not unit["exists"]:
+        command = f"ansible-playbook baremetal.nim.site --limit {host}"
+        item["problem"] = _problem(host, f"service {service}: {name} is missing", "the unit that was deployed", command)
+    elif unit["active"] == "failed":
+        seen = f"service {service}: {name} is {words} after {unit['restarts']} restarts"
+        item["problem"] = _problem(host, seen, "a unit that runs", f"journalctl -u {name} -n 100 --no-pager")
+    elif gave_up:
+        watchdog = f"nim-watchdog@{service}.service"
+        seen = f"service {service}: {watchdog} gave up, {name} is {words}"
+        item["problem"] = _problem(host, seen, "an engine that answers", f"journalctl -u {watchdog} -n 50 --no-pager")
+    return item
+
+
+def _live(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the endpoint said of itself: a result of nim_info, kept short."""
+    metadata, metrics = answer.get("metadata") or {}, answer.get("metrics") or {}
+    return {
+        "ready": answer.get("ready", False),
+        "model": answer.get("model"),
+        "adapters": answer.get("adapters") or [],
+        "version": metadata.get("version") or (answer.get("version") or {}).get("release"),
+        "profile": metadata.get("profile"),
+        **{key: metrics.get(key) for key in ("requests_running", "requests_waiting", "kv_cache_usage")},
+        "failure": None if "ready" in answer else answer.get("msg"),
+    }
+
+
+_COLUMNS = ("HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "CACHE", "DEPLOYED", "ENDPOINT")
+_LIVE_COLUMNS = ("READY", "SERVES", "PROFILE", "RUNNING", "KV-CACHE")
 
 
 def status(hosts: Iterable[Mapping[str, Any]]) -> str:
-    """A table of every service on every host, from the variables of hosts after gpu_host_info."""
-    rows = [["HOST", "SERVICE", "MODEL", "GPU", "STATE", "UPTIME", "RESTARTS", "CACHE", "DEPLOYED", "ENDPOINT"]]
-    for host in hosts:
-        name, state = host["inventory_hostname"], host.get("preflight_host")
-        if not state:
-            rows.append([name, "-", "-", "-", "unreachable", "-", "-", "-", "-", "-"])
-            continue
-        shown = 0
-        for service, now in sorted(state["services"].items()):
-            unit, record = now["unit"], now.get("record") or {}
-            cache = cache_size(now.get("cache"))
-            if not unit["exists"] and not record:
-                # Nothing but weights: what baremetal.nim.prune would take.
-                if cache != "-":
-                    shown += 1
-                    rows.append([name, service, "-", "-", "cache only", "-", "-", cache, "-", "-"])
-                continue
-            shown += 1
-            # A record without a unit is of a service that somebody removed by hand.
-            words = unit_state(unit) if unit["exists"] else "unit missing"
-            words += ", watchdog gave up" if (now.get("watchdog") or {}).get("failed") else ""
-            uptime = duration(unit["uptime"]) if unit.get("uptime") is not None and unit["active"] == "active" else "-"
-            gpus = ",".join(record.get("gpus") or []) or "-"
-            rows.append(
-                [
-                    name,
-                    service,
-                    record.get("model") or "-",
-                    gpus,
-                    words,
-                    uptime,
-                    str(unit["restarts"]),
-                    cache,
-                    _deployment.told(record),
-                    record.get("url") or "-",
-                ]
-            )
-        if not shown:
-            rows.append([name, "-", "-", "-", "no services", "-", "-", "-", "-", "-"])
-    return table(rows)
+    """A table of every service on every host, from the variables of hosts after gpu_host_info, and nim_info where that asked."""
+    items = status_items(hosts)
+    live = any(item["live"] for item in items)
+    rows = [[*_COLUMNS, *(_LIVE_COLUMNS if live else ())]]
+    return table(rows + [_row(item) + (_live_row(item["live"]) if live else []) for item in items])
+
+
+def _row(item: Mapping[str, Any]) -> list[str]:
+    cache = "-"
+    if item["cache"]:
+        size = item["cache"]["bytes"]
+        cache = "unknown" if size is None else _staging.amount(size)
+    return [
+        item["host"],
+        item["service"] or "-",
+        item["model"] or "-",
+        ",".join(item["gpus"]) or "-",
+        item["state"],
+        "-" if item["uptime_s"] is None else duration(item["uptime_s"]),
+        "-" if item["restarts"] is None else str(item["restarts"]),
+        cache,
+        _deployment.told(item),
+        item["url"] or "-",
+    ]
+
+
+def _live_row(live: Mapping[str, Any] | None) -> list[str]:
+    if not live:
+        return ["-"] * len(_LIVE_COLUMNS)
+    running, usage = live["requests_running"], live["kv_cache_usage"]
+    return [
+        "no answer" if live["failure"] else "yes" if live["ready"] else "no",
+        live["model"] or "-",
+        (live["profile"] or "-")[:12],
+        "-" if running is None else f"{running:g}",
+        "-" if usage is None else f"{usage:.1%}",
+    ]
 
 
 def benchmarks(hosts: Iterable[Mapping[str, Any]], generated: str) -> dict[str, Any]:

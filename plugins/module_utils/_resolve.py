@@ -104,6 +104,7 @@ VERIFY_KEYS = {
     "request_timeout",
     "temperature",
     "tool_choice",
+    "url",
     "voice",
 }
 #: Default and bounds. A unit starts ten times in an hour at most, so fewer restarts may be the watchdog's.
@@ -496,6 +497,9 @@ class Service:
         for key in given:
             if key not in VERIFY_KEYS:
                 self.problem(f"verify has the unknown key {key!r}.{near(str(key), VERIFY_KEYS)}")
+        url = given.get("url")
+        if url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", str(url)):
+            self.problem(f"verify.url is {url!r}, wanted where clients reach it, such as https://llm.example.com.")
         options = {key: value for key, value in given.items() if key in VERIFY_KEYS}
         name = image.rpartition("/")[2]
         if "probes" not in options and ("health" in contract["probes"] or re.search(WITHOUT_CHAT, name)):
@@ -735,6 +739,38 @@ def undecided_images(services: Any, host: Mapping[str, Any], defaults: Mapping[s
         if not asked and service.native(image["image"]) is None and not contract_of(image["repository"], image["tag"]):
             found.append(image["image"])
     return list(dict.fromkeys(found))
+
+
+def seen_from_outside(services: Iterable[Mapping[str, Any]], address: str) -> list[dict[str, Any]]:
+    """Resolved services with the URL by which clients reach them: ``verify.url``, or that of their host.
+
+    ADDRESS is that of the host. Raises ResolveError for services that listen on its loopback only.
+    """
+    seen, problems = [], []
+    for service in services:
+        if service["state"] == "absent":
+            continue
+        url = service["verify"].get("url")
+        bind = ipaddress.ip_address(service["bind_address"])
+        # What listens on one address is reached by that.
+        host = address if bind.is_unspecified or bind.is_loopback else str(bind)
+        if not url and bind.is_loopback and not _is_loopback(host):
+            problems.append(
+                f"service {service['name']}: bind_address is {bind}, which only its host reaches, but it is to be verified from the"
+                " controller; set verify.url to where clients reach it, or bind_address to an address that the firewall opens to them."
+            )
+        host = f"[{host}]" if ":" in host else host
+        seen.append({**service, "url": str(url or f"http://{host}:{service['port']}"), "outside": True})
+    if problems:
+        raise ResolveError(problems)
+    return seen
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def watchdog_reasons(service: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -27,11 +27,13 @@ def service_probes(
 
     items: resolved services, or their records (name, url, ready_path, model, verify, start_timeout). timeout: seconds that
     each may take to be ready, None for its own start_timeout. options: of chat_completion, for all; those of a service win.
-    chat: whether only those are meant that serve chat.
+    Those that are marked ``outside`` are asked where clients reach them, which shows no unit. chat: whether only those are meant that
+    serve chat.
     """
     found = []
     for item in items:
-        own = item.get("verify") or {}
+        # Where clients reach a service is no way to tell that this very instance serves.
+        own = {key: value for key, value in (item.get("verify") or {}).items() if key != "url"}
         others = {key: value for key, value in options.items() if key not in _QUESTIONS or not own.keys() & _QUESTIONS}
         probe = {
             "name": item["name"],
@@ -41,6 +43,8 @@ def service_probes(
             **others,
             **own,
         }
+        if item.get("outside"):
+            del probe["unit"]
         if chat and probe.get("probes") and WITHOUT_CHAT.issuperset(probe["probes"]):
             continue
         for key in ("model", "ready_path"):

@@ -25,6 +25,8 @@ _SLICE = 5.0
 _LOSSES = 5
 _LINE_EVERY = 10.0
 _HEARTBEAT_EVERY = 60.0
+# Entries of a history, as many as a module keeps.
+_REMEMBERED = 100
 
 
 class Progress:
@@ -130,7 +132,20 @@ class SlicedAction(ActionBase):
 
         start = time.monotonic()
         resume: dict[str, Any] = {}
-        history: list[dict[str, Any]] = []
+        histories: dict[int, list[dict[str, Any]]] = {}
+        final: set[int] = set()
+
+        def remember(result: Mapping[str, Any]) -> None:
+            """Give each part what all slices saw of it; one that is final is the same in every later slice."""
+            for number, (_subject, _limit, part) in enumerate(self.parts(args, result)):
+                history = histories.setdefault(number, [])
+                if number not in final:
+                    _join(history, part.get("history") or [])
+                if not part.get("waiting"):
+                    final.add(number)
+                if history and isinstance(part, dict):
+                    part["history"] = list(history)
+
         changed = False
         losses = 0
         while True:
@@ -154,13 +169,11 @@ class SlicedAction(ActionBase):
                 continue
             losses = 0
             changed = changed or bool(result.get("changed"))
-            _join(history, result.get("history") or [])
+            remember(result)
             if result.get("waiting"):
                 resume = result["resume"]
                 tell(result)
                 continue
-            if history:
-                result["history"] = history
             if changed:
                 result["changed"] = True
             tell(result)
@@ -191,6 +204,7 @@ def _join(history: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
             before["detail"] = after.get("detail")
             more = more[1:]
     history += more
+    del history[:-_REMEMBERED]
 
 
 def verified(result: Mapping[str, Any]) -> str:

@@ -74,6 +74,57 @@ def deploy_to_both(hosts, **extra):
     return run
 
 
+def status(**extra):
+    """Exit status, items by host and service, and output of the status."""
+    report = lab.STATE / "molecule-status.json"
+    report.unlink(missing_ok=True)
+    run = play("status", extra={"nim_status": str(report), **extra})
+    items = {(item["host"], item["service"]): item for item in json.loads(report.read_text())}
+    return run.returncode, items, run.stdout
+
+
+def test_status_as_data(hosts):
+    code, items, output = status(nim_status_live=True)
+    assert code == 0, output
+    for name, release, gpu in (("gpu01", "1.8.6", "0"), ("gpu02", "2.0.5", "1")):
+        item = items[name, "llama"]
+        assert (item["model"], item["unit"]["active"], item["gpus"], item["problem"]) == (MODEL, "active", [gpu], None)
+        assert item["uptime_s"] >= 0 and item["cache"]["bytes"] > 0 and "@sha256:" in item["image_reference"]
+        live = item["live"]
+        assert (live["ready"], live["model"], live["version"], live["failure"]) == (True, MODEL, release, None)
+        assert live["profile"] and live["requests_running"] >= 0 and 0 <= live["kv_cache_usage"] <= 1
+    run = play("status", extra={"nim_status_format": "json"})
+    shown = run.stdout[run.stdout.index("TASK [Show the fleet]") :]
+    found, _end = json.JSONDecoder().raw_decode(shown[shown.index("{") :])
+    assert {item["host"] for item in found["msg"]} == set(hosts) and all(item["live"] is None for item in found["msg"])
+
+
+def test_status_tells_by_its_exit_status_what_somebody_must_look_at(hosts):
+    host = hosts["gpu01"]
+    folder = "/run/systemd/system/nim-watchdog@llama.service.d"
+    # What a watchdog leaves that gave up: a failed unit.
+    drop_in = "[Service]\\nExecStart=\\nExecStart=/bin/false\\n"
+    host.check_output(f"mkdir -p {folder} && printf '{drop_in}' > {folder}/test.conf && systemctl daemon-reload")
+    try:
+        host.run("systemctl start nim-watchdog@llama.service")
+        code, items, output = status()
+        assert code == 2 and "watchdog gave up" in items["gpu01", "llama"]["state"], output
+        problem = items["gpu01", "llama"]["problem"]
+        assert problem["message"] in output and "nim-watchdog@llama.service gave up" in problem["seen"]
+        assert host.run(problem["next_command"]).rc == 0
+        assert items["gpu02", "llama"]["problem"] is None
+        code, _items, output = status(nim_status_fail=False)
+        assert code == 0, output
+    finally:
+        host.check_output(f"rm -r {folder} && systemctl daemon-reload")
+        host.check_output("systemctl reset-failed nim-watchdog@llama.service || true")
+    code, items, output = status(ansible_port=9)
+    assert code == 2 and [item["state"] for item in items.values()] == ["unreachable"] * 2, output
+    assert all(item["problem"]["message"] in output for item in items.values())
+    code, _items, output = status()
+    assert code == 0, output
+
+
 def test_key_rotation_logs_in_anew_and_restarts_nothing(hosts):
     before = [container_id(host) for host in hosts.values()]
     new = lab.LAB_KEY.replace("0123", "4567")

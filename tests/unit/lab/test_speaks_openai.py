@@ -15,6 +15,7 @@ import openai
 import pytest
 import uvicorn
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT
 from nim_lab import IMAGES  # Puts the stand-in on sys.path.
 from nimlib import manifest
 from nimlib.api import NimMiddleware
@@ -145,7 +146,8 @@ def test_errors(client):
 
 
 def test_every_probe_of_this_collection(url):
-    probes = [name for name in _probe.ARGUMENT_SPEC["probes"]["choices"] if name not in ("health", "wrong_key")]
+    other = {*WITHOUT_CHAT, "vision", "wrong_key"}
+    probes = [name for name in _probe.ARGUMENT_SPEC["probes"]["choices"] if name not in other]
     defaults = {name: spec.get("default") for name, spec in _probe.ARGUMENT_SPEC.items()}
     options = {
         **defaults,

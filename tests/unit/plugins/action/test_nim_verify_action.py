@@ -113,3 +113,25 @@ def test_the_wait_is_as_long_as_the_most_patient_endpoint(wait):
     limits = [{"timeout": 60}, {"timeout": "4000"}, {}]
     assert plugin.limit(SimpleNamespace(timeout=plugin.timeout), {"endpoints": limits}) == 4000.0
     assert plugin.limit(SimpleNamespace(timeout=plugin.timeout), {"endpoints": []}) == 1800.0
+
+
+def test_each_endpoint_has_the_history_of_all_slices(wait):
+    def entry(at, phase, detail):
+        return {"at": at, "phase": phase, "detail": detail}
+
+    ready = [entry(0.1, "ready", "HTTP 200"), entry(0.2, "verified", "x answered")]
+    far = [entry(6.0, "starting", "HTTP 503"), entry(9.0, "ready", "HTTP 200")]
+    first = [
+        {**done("llama"), "history": ready},
+        {**starting("far"), "history": [entry(0.0, "unreachable", "refused"), entry(4.0, "starting", "HTTP 503")]},
+    ]
+    last = [{**done("llama"), "history": ready}, {**done("far"), "history": far}]
+    result, *_ = wait(first, last)
+    assert [part["history"] for part in result["results"]] == [
+        ready,
+        [
+            entry(0.0, "unreachable", "refused"),
+            entry(4.0, "starting", "HTTP 503"),
+            entry(9.0, "ready", "HTTP 200"),
+        ],
+    ]

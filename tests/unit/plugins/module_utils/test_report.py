@@ -26,6 +26,8 @@ ANSWER = {
     "content": "4",
     "ready_after": 0.1,
     "ttft": 0.04321,
+    "elapsed": 0.5,
+    "history": [{"at": 0.1, "phase": "ready", "detail": "HTTP 200"}],
     "usage": {"prompt_tokens": 20, "completion_tokens": 2, "total_tokens": 22},
 }
 RECORD = {"image_reference": f"{REPOSITORY}@sha256:aa", "ready_after_s": 93.2, "model": "meta/llama-3.1-8b-instruct"}
@@ -43,6 +45,10 @@ GOOD = {
     "verified": True,
     "failure_class": None,
     "failure": None,
+    "waited_s": 0.5,
+    "phases": [{"at_s": 0.1, "phase": "ready", "detail": "HTTP 200"}],
+    "evidence": [],
+    "next_command": None,
 }
 
 
@@ -81,6 +87,8 @@ def test_verified_endpoint():
                         "failed": True,
                         "msg": "gpu01: crashed",
                         "failure_class": "crash_loop",
+                        "evidence": ["exit status 1"],
+                        "next_command": "journalctl -u nim-llama.service",
                     }
                 ]
             ),
@@ -88,6 +96,9 @@ def test_verified_endpoint():
                 "verified": False,
                 "failure": "gpu01: crashed",
                 "failure_class": "crash_loop",
+                "evidence": ["exit status 1"],
+                "next_command": "journalctl -u nim-llama.service",
+                "phases": [],
                 "model": None,
                 "content": None,
             },
@@ -240,6 +251,169 @@ gpu06  left     -                  -    cache only          -        -         2
 gpu06  odd      -                  -    cache only          -        -         unknown  -                                  -
 gpu06  strange  -                  -    cache only          -        -         unknown  -                                  -"""
     )
+
+
+RECORDED = {
+    "model": "meta/llama-3.1-8b",
+    "image": f"{REPOSITORY}:1.8.6",
+    "image_reference": f"{REPOSITORY}@sha256:aa",
+    "contract": "classic",
+    "engine": "docker",
+    "gpus": ["0"],
+    "url": "http://127.0.0.1:8000",
+    "deployed_at": "2026-11-23T17:30:12Z",
+    "verified": True,
+    "history": [{"image": f"{REPOSITORY}:1.8.5", "deployed_at": "2026-10-01T08:00:00Z", "verified": True}],
+    "verify": {"api_key": "secret"},
+}
+
+
+def items(**services):
+    return _report.status_items([{"inventory_hostname": "gpu01", "preflight_host": {"services": services}}])
+
+
+def test_status_as_data():
+    cache = {"path": "/var/lib/nim/cache/llama", "staged": {"bytes": 16_059_123_456}}
+    (item,) = items(llama=service(RECORDED, cache, name="nim-llama.service", result="success"))
+    assert item == {
+        "host": "gpu01",
+        "service": "llama",
+        "state": "active (running)",
+        "unit": {
+            "name": "nim-llama.service",
+            "exists": True,
+            "active": "active",
+            "sub": "running",
+            "result": "success",
+            "enabled": True,
+        },
+        "uptime_s": 93784.0,
+        "restarts": 0,
+        "model": "meta/llama-3.1-8b",
+        "gpus": ["0"],
+        "image": f"{REPOSITORY}:1.8.6",
+        "image_reference": f"{REPOSITORY}@sha256:aa",
+        "contract": "classic",
+        "engine": "docker",
+        "url": "http://127.0.0.1:8000",
+        "cache": {"path": "/var/lib/nim/cache/llama", "bytes": 16_059_123_456},
+        "deployed_at": "2026-11-23T17:30:12Z",
+        "verified": True,
+        "history": RECORDED["history"],
+        "watchdog_gave_up": False,
+        "live": None,
+        "problem": None,
+    }
+    assert json.loads(json.dumps(item)) == item
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (service(), None),
+        (service(active="activating", sub="auto-restart", restarts=3), None),
+        # Somebody stopped it.
+        (service(active="inactive", sub="dead"), None),
+        (service(cache={"staged": None}, exists=False, active=None), None),
+        (
+            service(active="failed", sub="failed", result="exit-code", restarts=10),
+            (
+                "gpu01: service llama: nim-llama.service is failed (exit-code) after 10 restarts, wanted a unit that runs. "
+                "Next: journalctl -u nim-llama.service -n 100 --no-pager"
+            ),
+        ),
+        (
+            service(RECORDED, exists=False, active=None),
+            (
+                "gpu01: service llama: nim-llama.service is missing, wanted the unit that was deployed. "
+                "Next: ansible-playbook baremetal.nim.site --limit gpu01"
+            ),
+        ),
+        (
+            service(gave_up=True),
+            (
+                "gpu01: service llama: nim-watchdog@llama.service gave up, nim-llama.service is active (running), wanted an engine "
+                "that answers. Next: journalctl -u nim-watchdog@llama.service -n 50 --no-pager"
+            ),
+        ),
+    ],
+)
+def test_what_somebody_must_look_at(now, message):
+    (item,) = items(llama=now)
+    assert (item["problem"] or {}).get("message") == message
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "seen"),
+    [
+        (None, "unreachable", "host unreachable"),
+        (
+            {"unreachable": True, "msg": "Failed to connect: No route to host.\nMore of it"},
+            "unreachable",
+            "host unreachable (Failed to connect: No route to host)",
+        ),
+        ({"failed": True, "msg": "Missing sudo password"}, "not read", "host not read (Missing sudo password)"),
+    ],
+)
+def test_a_host_that_was_not_read(state, word, seen):
+    variables = {"inventory_hostname": "gpu01", **({"preflight_host": state} if state else {})}
+    (item,) = _report.status_items([variables])
+    assert (item["host"], item["service"], item["state"], item["problem"]["seen"]) == ("gpu01", None, word, seen)
+    assert item["problem"]["next_command"] == "ansible gpu01 --become -m ansible.builtin.ping -vvv"
+    # All items have the same keys.
+    assert item.keys() == items(llama=service())[0].keys() == items()[0].keys()
+    assert word in _report.status([variables])
+
+
+LIVE = {
+    "item": {"service": "llama"},
+    "ready": True,
+    "model": "meta/llama-3.1-8b",
+    "adapters": ["math"],
+    "metadata": {"version": "1.8.6", "profile": "4f904d571fe60ff24695b5ee2aa42da5"},
+    "version": {"release": "1.8.6"},
+    "metrics": {"requests_running": 3, "requests_waiting": 0, "kv_cache_usage": 0.0214},
+}
+
+
+def test_status_with_what_endpoints_say():
+    dead = {"item": {"service": "phi"}, "failed": False, "msg": "gpu01: http://127.0.0.1:8001: nobody"}
+    loading = {
+        "item": {"service": "slow"},
+        "ready": False,
+        "model": None,
+        "metadata": None,
+        "version": {"release": "2.0.5"},
+    }
+    skipped = {"item": {"service": "off"}, "skipped": True}
+    host = {
+        "inventory_hostname": "gpu01",
+        "preflight_host": {"services": {name: service(RECORDED) for name in ("llama", "phi", "slow", "off")}},
+        "nim_status_answers": {"results": [LIVE, dead, loading, skipped]},
+    }
+    live = {item["service"]: item["live"] for item in _report.status_items([host])}
+    assert live == {
+        "llama": {
+            "ready": True,
+            "model": "meta/llama-3.1-8b",
+            "adapters": ["math"],
+            "version": "1.8.6",
+            "profile": "4f904d571fe60ff24695b5ee2aa42da5",
+            "requests_running": 3,
+            "requests_waiting": 0,
+            "kv_cache_usage": 0.0214,
+            "failure": None,
+        },
+        "phi": {**dict.fromkeys(live["llama"]), "ready": False, "adapters": [], "failure": dead["msg"]},
+        "slow": {**dict.fromkeys(live["llama"]), "ready": False, "adapters": [], "version": "2.0.5"},
+        "off": None,
+    }
+    assert [line.partition("8000")[2].split() for line in _report.status([host]).splitlines()[2:]] == [
+        ["yes", "meta/llama-3.1-8b", "4f904d571fe6", "3", "2.1%"],
+        ["-", "-", "-", "-", "-"],
+        ["no", "answer", "-", "-", "-", "-"],
+        ["no", "-", "-", "-", "-"],
+    ]
 
 
 def test_status_of_no_hosts_is_a_heading():

@@ -9,15 +9,16 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.baremetal.nim.plugins.filter.nim_benchmark_html import nim_benchmark_html
+from ansible_collections.baremetal.nim.plugins.filter.nim_html import collection_version, nim_html
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
 from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Record
-from ansible_collections.baremetal.nim.plugins.module_utils._report import benchmarks
-from ansible_collections.baremetal.nim.plugins.plugin_utils import _html
+from ansible_collections.baremetal.nim.plugins.module_utils._report import benchmarks, endpoints
 
 PLOTS = {"latency", "itl", "throughput", "histogram", "timeline"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -127,9 +128,135 @@ def test_an_empty_report():
 
 
 def test_without_the_library(monkeypatch):
-    monkeypatch.setattr(_html, "MATPLOTLIB_IMPORT_ERROR", "No module named matplotlib")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(AnsibleFilterError, match=r"matplotlib.*controller"):
         nim_benchmark_html({})
+    with pytest.raises(AnsibleFilterError, match=r"matplotlib.*controller"):
+        nim_html([])
+
+
+def test_filters_are_found_without_the_library():
+    """Ansible imports all of them to find one, in every process that it forks."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "import ansible_collections.baremetal.nim.plugins.filter as filters\n"
+        "for _finder, name, _package in pkgutil.iter_modules(filters.__path__, filters.__name__ + '.'):\n"
+        "    importlib.import_module(name)\n"
+        "print(sorted({'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# -- verification ------------------------------------------------------------------------------------------------------
+
+
+def proof(name, ready, ttft, **changes):
+    """What nim_verify returned for a service that loaded its model meanwhile."""
+    history = [
+        {"at": 0.0, "phase": "unreachable", "detail": "Connection refused"},
+        {"at": 3.2, "phase": "starting", "detail": "HTTP 503"},
+        {"at": ready, "phase": "ready", "detail": "HTTP 200"},
+        {"at": ready + 0.9, "phase": "verified", "detail": "meta/llama-3.1-8b-instruct answered"},
+    ]
+    answer = {
+        "model": "meta/llama-3.1-8b-instruct",
+        "content": "夜色深沉，樱花飘落。",
+        "ready_after": ready,
+        "ttft": ttft,
+    }
+    usage = {"prompt_tokens": 20, "completion_tokens": 12, "total_tokens": 32}
+    return {"name": name, "elapsed": ready + 0.9, "history": history, "usage": usage, **answer, **changes}
+
+
+def dead(name, **changes):
+    """One that failed, with words that are not to be believed."""
+    return {
+        **proof(name, 12.0, None, content=None, model=None, usage=None),
+        "failed": True,
+        "failure_class": "out_of_memory",
+        "msg": "gpu02: <b>http</b>://127.0.0.1:8000: CUDA out of memory & more. Next: nvidia-smi",
+        "evidence": ["torch.OutOfMemoryError: CUDA out of memory.", "y" * 300],
+        "next_command": "nvidia-smi",
+        "history": [{"at": 0.0, "phase": "thinking", "detail": "new"}, {"at": None, "phase": "ready", "detail": ""}],
+        **changes,
+    }
+
+
+def verified(hosts=44):
+    """The report of a fleet: more endpoints than one drawing holds, names that are long or odd, failures, one not reached."""
+    found = []
+    for number in range(hosts):
+        name = f"gpu{number:02}" if number != 2 else "gpu02.a-very-long-name-of-a-host.rack-17.dc1.example.com"
+        result = dead("llama") if number == 2 else proof("llama", 20.0 + number, 0.04 + number / 1000)
+        endpoint = {
+            "name": "llama",
+            "url": "http://127.0.0.1:8000",
+            "image": "nvcr.io/nim/x:1",
+            "devices": ["nvidia.com/gpu=0"],
+        }
+        found.append(
+            {
+                "inventory_hostname": name,
+                "nim_service_endpoints": [endpoint],
+                "nim_service_verification": {"results": [result]},
+            }
+        )
+    found.append({"inventory_hostname": "gpu$99$"})
+    return endpoints(found)
+
+
+def test_page_of_a_verification():
+    text = nim_html(verified(), "2026-11-24 04:00 UTC")
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    # 43 bars of the first token, 44 until ready and 44 timelines: two drawings each.
+    assert page.plots == ["ttft", "ttft", "ready", "ready", "timeline", "timeline"]
+    assert page.fetched == [] and "@import" not in text
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(page.ids)
+    for words in (
+        "43 of 45 endpoints verified",
+        "2026-11-24 04:00 UTC",
+        "failed: out_of_memory",
+        "failed: not reached",
+        "&lt;b&gt;http&lt;/b&gt;://127.0.0.1:8000: CUDA out of memory &amp; more",
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "<code>nvidia-smi</code>",
+        "another phase",
+        "夜色深沉，樱花飘落。",
+        "ansible-core",
+        collection_version(),
+    ):
+        assert words in text, words
+    assert "<b>http" not in text
+
+
+def test_the_same_verification_is_the_same_page():
+    assert nim_html(verified(3)) == nim_html(verified(3))
+
+
+def test_a_verification_of_nothing():
+    text = nim_html([])
+    assert "0 of 0 endpoints verified" in text and "data-plot" not in text
+
+
+def test_a_report_of_an_earlier_version():
+    """Reports are kept for long; theirs had fewer keys."""
+    old = {"host": "gpu01", "service": "llama", "verified": True, "ttft_ms": 8.4, "ready_after_s": None}
+    assert Page(nim_html([old])).plots == ["ttft"]
+
+
+def test_one_whose_time_is_nothing():
+    assert "data-plot" in nim_html([{"host": "gpu01", "service": "llama", "verified": True, "ttft_ms": 0.0}])
+
+
+def test_version_of_an_installed_collection(tmp_path):
+    (tmp_path / "MANIFEST.json").write_text('{"collection_info": {"version": "1.2.3"}}')
+    assert collection_version(tmp_path) == "1.2.3"
+    assert collection_version().endswith(" (a checkout)")
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
 
 
 PROBE = """
@@ -160,9 +287,14 @@ document.getElementById("page").srcdoc = {page};
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [390, 800, 1200])
-def test_in_a_browser(tmp_path, width):
-    text = nim_benchmark_html(report()).replace("<head>", "<head>" + PROBE, 1)
+@pytest.mark.parametrize("width", [390, 800, 1200, 1280])
+@pytest.mark.parametrize(
+    ("made", "plots"),
+    [(lambda: nim_benchmark_html(report()), 10), (lambda: nim_html(verified()), 6)],
+    ids=["benchmark", "verify"],
+)
+def test_in_a_browser(tmp_path, width, made, plots):
+    text = made().replace("<head>", "<head>" + PROBE, 1)
     page = tmp_path / "frame.html"
     page.write_text(FRAME.format(width=width, page=json.dumps(text).replace("</", "<\\/")))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -174,4 +306,4 @@ def test_in_a_browser(tmp_path, width):
     assert seen["scroll"] <= seen["width"]
     # Between a phone and a desk, the widest table scrolls in a frame of its own.
     assert seen["wide"] == [] or width == 800
-    assert (seen["plots"], seen["lines"], seen["fetched"]) == (10, [], [])
+    assert (seen["plots"], seen["lines"], seen["fetched"]) == (plots, [], [])
