@@ -41,11 +41,13 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.basic import missing_required_lib
-from ansible_collections.baremetal.nim.plugins.plugin_utils._html_benchmark import page
 
 
 def nim_benchmark_html(report: Mapping[str, Any]) -> str:
     """See DOCUMENTATION."""
+    # Ansible imports all filters to find one, in each process that it forks for a host; see tests/perf/README.md.
+    from ansible_collections.baremetal.nim.plugins.plugin_utils._html_benchmark import page
+
     try:
         return page(report)
     except ImportError as exc:

@@ -55,7 +55,6 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.basic import missing_required_lib
 from ansible.release import __version__ as ansible_core
-from ansible_collections.baremetal.nim.plugins.plugin_utils._html_verify import page
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -70,6 +69,9 @@ def collection_version(root: pathlib.Path = _ROOT) -> str:
 
 def nim_html(report: Iterable[Mapping[str, Any]], generated: str = "") -> str:
     """See DOCUMENTATION."""
+    # Ansible imports all filters to find one, in each process that it forks for a host; see tests/perf/README.md.
+    from ansible_collections.baremetal.nim.plugins.plugin_utils._html_verify import page
+
     environment = {
         "baremetal.nim": collection_version(),
         "ansible-core": ansible_core,

@@ -46,14 +46,14 @@ _value:
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _probe
-
 
 def nim_probes(
     services: Iterable[Mapping[str, Any]], timeout: float | None = None, options: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """See DOCUMENTATION."""
-    services = list(services)
+    # Ansible imports all filters to find one, in each process that it forks for a host; see tests/perf/README.md.
+    from ansible_collections.baremetal.nim.plugins.module_utils import _probe
+
     found = []
     for service in services:
         # Where clients reach a service is no way to tell that this very instance serves.

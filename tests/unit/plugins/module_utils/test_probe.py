@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.baremetal.nim.plugins.filter.nim_probes import nim_probes
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe
 
 SERVICE = {
@@ -60,3 +61,12 @@ def test_service_that_names_no_model_and_a_record_of_an_older_collection():
 )
 def test_base_of(url, base):
     assert _probe.base_of(url) == base
+
+
+def test_where_clients_reach_a_service_is_another_question():
+    service = {**SERVICE, "verify": {"url": "https://llm.example.com", "prompt": "Hi"}}
+    assert nim_probes([service], 300) == [{**PROBE, "timeout": 300, "prompt": "Hi"}]
+    outside = {**service, "url": "https://llm.example.com", "outside": True}
+    (probe,) = nim_probes(iter([outside]), 300, {"max_tokens": 8})
+    assert (probe["url"], probe["prompt"], probe["max_tokens"]) == ("https://llm.example.com", "Hi", 8)
+    assert "unit" not in probe
