@@ -45,7 +45,7 @@ from ansible.module_utils.basic import missing_required_lib
 
 def nim_benchmark_html(report: Mapping[str, Any]) -> str:
     """See DOCUMENTATION."""
-    # Ansible loads every filter of a collection in each process of each task that uses any of them: what draws waits until it is used.
+    # Ansible imports all filters to find one, in each process that it forks for a host; see tests/perf/README.md.
     from ansible_collections.baremetal.nim.plugins.plugin_utils._html_benchmark import page
 
     try:

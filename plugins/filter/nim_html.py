@@ -69,7 +69,7 @@ def collection_version(root: pathlib.Path = _ROOT) -> str:
 
 def nim_html(report: Iterable[Mapping[str, Any]], generated: str = "") -> str:
     """See DOCUMENTATION."""
-    # Ansible loads every filter of a collection in each process of each task that uses any of them: what draws waits until it is used.
+    # Ansible imports all filters to find one, in each process that it forks for a host; see tests/perf/README.md.
     from ansible_collections.baremetal.nim.plugins.plugin_utils._html_verify import page
 
     environment = {

@@ -22,6 +22,7 @@ from conftest import (
     play,
     served_key,
     service,
+    url,
     vendor_call,
     weight_requests,
 )
@@ -123,6 +124,28 @@ def test_status_tells_by_its_exit_status_what_somebody_must_look_at(hosts):
     assert all(item["problem"]["message"] in output for item in items.values())
     code, _items, output = status()
     assert code == 0, output
+
+
+def test_verify_draws_a_page(hosts):
+    report, page = lab.STATE / "molecule-verify.json", lab.STATE / "molecule-verify.html"
+    run = play("verify", extra={"nim_report": str(report), "nim_html": str(page)})
+    assert run.returncode == 0, run.stdout
+    text = page.read_text()
+    assert "2 of 2 endpoints verified" in text and text.count('data-plot="timeline"') == 1
+    phases = [[entry["phase"] for entry in item["phases"]] for item in json.loads(report.read_text())]
+    assert [names[-2:] for names in phases] == [["ready", "verified"]] * 2
+
+
+def test_verify_from_the_controller(hosts):
+    """By the ports that the lab publishes, and without a login: nobody answers at this port for ssh."""
+    report = lab.STATE / "molecule-verify.json"
+    for name in hosts:
+        where = {"nim_verify_from": "controller", "nim_report": str(report), "ansible_port": 9}
+        services = [service(name, verify={"url": url(name)})]
+        run = play("verify", limit=name, extra={**where, "nim_services": services})
+        assert run.returncode == 0, run.stdout
+        (item,) = json.loads(report.read_text())
+        assert (item["host"], item["url"], item["verified"], item["model"]) == (name, url(name), True, MODEL)
 
 
 def test_key_rotation_logs_in_anew_and_restarts_nothing(hosts):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import json
 import pathlib
 import re
@@ -1444,3 +1445,41 @@ def test_variables_that_choose_weights_stage_again_and_others_do_not():
 
     assert stage_key(NIM_LOG_LEVEL="INFO") == stage_key()
     assert len({stage_key(), stage_key(NIM_MODEL_PROFILE="p"), stage_key(NIM_REPOSITORY_OVERRIDE="s3://b")}) == 3
+
+
+# -- from outside ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "address", "url"),
+    [
+        ({"bind_address": str(ipaddress.IPv4Address(0))}, "gpu01.example.com", "http://gpu01.example.com:8000"),
+        ({"bind_address": "::"}, "2001:db8::7", "http://[2001:db8::7]:8000"),
+        ({"bind_address": "10.0.1.4", "port": 8001}, "gpu01.example.com", "http://10.0.1.4:8001"),
+        ({"bind_address": "2001:db8::8"}, "gpu01", "http://[2001:db8::8]:8000"),
+        ({"verify": {"url": "https://llm.example.com/v1"}}, "gpu01", "https://llm.example.com/v1"),
+        ({}, "127.0.0.1", "http://127.0.0.1:8000"),
+        ({}, "localhost", "http://localhost:8000"),
+        ({}, "::1", "http://[::1]:8000"),
+    ],
+)
+def test_where_clients_reach_a_service(changes, address, url):
+    spec = {"name": "llama", "image": "nvcr.io/nim/meta/llama-3.1-8b-instruct", "tag": "1.8.6", **changes}
+    resolved = _resolve.resolve_services([spec, {"name": "old", "state": "absent"}], {}, DEFAULTS)
+    assert _resolve.seen_from_outside(resolved, address) == [{**resolved[0], "url": url, "outside": True}]
+
+
+def test_loopback_of_another_host_is_refused_with_its_cure():
+    spec = {"name": "llama", "image": "nvcr.io/nim/meta/llama-3.1-8b-instruct", "tag": "1.8.6"}
+    resolved = _resolve.resolve_services([spec], {}, DEFAULTS)
+    with pytest.raises(
+        _resolve.ResolveError, match=r"bind_address is 127\.0\.0\.1, which only its host reaches.*verify\.url"
+    ):
+        _resolve.seen_from_outside(resolved, "gpu01")
+
+
+@pytest.mark.parametrize("url", ["llm.example.com", "ftp://x", "http://user@host", "http://", 7, "http://a b"])
+def test_url_of_clients_that_is_none(url):
+    spec = {"name": "llama", "image": "nvcr.io/nim/x/y", "tag": "1.8.6", "verify": {"url": url}}
+    with pytest.raises(_resolve.ResolveError, match=r"verify\.url is "):
+        _resolve.resolve_services([spec], {}, DEFAULTS)

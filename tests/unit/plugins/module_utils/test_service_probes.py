@@ -68,3 +68,12 @@ def test_those_that_chat():
     ]
     assert [probe["name"] for probe in service_probes(services, 60, {}, chat=True)] == ["default", "more", "wait"]
     assert len(service_probes(services, 60, {})) == 4
+
+
+def test_where_clients_reach_a_service_is_another_question():
+    service = {**SERVICE, "verify": {"url": "https://llm.example.com", "prompt": "Hi"}}
+    assert service_probes([service], 300, {}) == [{**PROBE, "timeout": 300, "prompt": "Hi"}]
+    outside = {**service, "url": "https://llm.example.com", "outside": True}
+    (probe,) = service_probes(iter([outside]), 300, {"max_tokens": 8})
+    assert (probe["url"], probe["prompt"], probe["max_tokens"]) == ("https://llm.example.com", "Hi", 8)
+    assert "unit" not in probe

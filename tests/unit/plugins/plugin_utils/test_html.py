@@ -142,7 +142,7 @@ def test_filters_are_found_without_the_library():
         "import ansible_collections.baremetal.nim.plugins.filter as filters\n"
         "for _finder, name, _package in pkgutil.iter_modules(filters.__path__, filters.__name__ + '.'):\n"
         "    importlib.import_module(name)\n"
-        "print(sorted({'matplotlib', 'numpy'} & set(sys.modules)))"
+        "print(sorted({'matplotlib', 'numpy', 'requests'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
