@@ -60,6 +60,8 @@ def endpoints(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "ttft_ms": round(result["ttft"] * 1000, 1) if result.get("ttft") is not None else None,
                     "usage": result.get("usage"),
                     "content": result.get("content"),
+                    "tokens_per_s": result.get("tokens_per_second"),
+                    "checks": [dict(check) for check in result.get("checks") or []],
                     "waited_s": result.get("elapsed"),
                     "phases": [
                         {"at_s": entry.get("at"), "phase": entry.get("phase"), "detail": entry.get("detail")}

@@ -80,6 +80,10 @@ def page(report: Sequence[Entry], generated: str, environment: Mapping[str, Any]
     drawings += _drawn("timeline", "Phases of this verification", waits, _timeline)
     if drawings:
         parts += ["<h2>Times</h2>", f'<div class="plots">{"".join(drawings)}</div>']
+    checks = [(entry, check) for entry in report for check in entry.get("checks") or []]
+    if checks:
+        heads = ["host", "service", "probe", "result", "what was seen", "took ms"]
+        parts += ["<h2>Checks</h2>", table(heads, [_check(entry, check) for entry, check in checks])]
     answers = [entry for entry in report if entry.get("content") is not None]
     if answers:
         heads = ["host", "service", "prompt tokens", "answer tokens", "answer"]
@@ -104,6 +108,18 @@ def _summary(report: Sequence[Entry]) -> dict[str, Any]:
         known.update({"TTFT ms, median": statistics.median(times), "TTFT ms, slowest": max(times)})
     models = sorted({str(entry["model"]) for entry in report if entry.get("model")})
     return {**known, "models": ", ".join(models) or None}
+
+
+def _check(entry: Entry, check: Mapping[str, Any]) -> list[Any]:
+    duration = check.get("duration")
+    return [
+        entry.get("host"),
+        entry.get("service"),
+        check.get("probe"),
+        "passed" if check.get("passed") else "failed",
+        check.get("detail"),
+        round(1000 * duration, 1) if isinstance(duration, (int, float)) else None,
+    ]
 
 
 def _answer(entry: Entry) -> list[Any]:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab: a small data centre in containers, for the demo and for tests.
 
-    lab.py up [--name demo] [--hosts gpu01,gpu02] [--engine reference|vllm]
+    lab.py up [--name demo] [--hosts gpu01,gpu02] [--engine reference|vllm|families]
     lab.py down [--name demo] | lab.py down --all
     lab.py requests [--reset]       what the weights server was asked
     lab.py keys KEY [KEY...]        which keys the registry and the weights server accept
@@ -56,6 +56,9 @@ IMAGES = (
     (NIM, "1.8.6", "classic", "reference"),
     (NIM, "2.0.5", "llm", "reference"),
     (NIM, "2.0.5-vllm", "llm", "vllm"),
+    ("nim/nvidia/llama-nemotron-embed-1b-v2", "2.2.2", "native", "families"),
+    ("nim/nvidia/llama-nemotron-rerank-1b-v2", "2.2.2", "reranker", "families"),
+    ("nim/nvidia/magpie-tts-multilingual", "1.7.0", "speech", "families"),
 )
 #: What a host serves.
 PORTS = ("22", "8000", "8001")
@@ -549,7 +552,7 @@ def main() -> None:
     up = commands.add_parser("up")
     up.add_argument("--name", default="demo")
     up.add_argument("--hosts", default="gpu01,gpu02")
-    up.add_argument("--engine", choices=("reference", "vllm"), default="reference")
+    up.add_argument("--engine", choices=("reference", "vllm", "families"), default="reference")
     down = commands.add_parser("down")
     down.add_argument("--name", default="demo")
     down.add_argument("--all", action="store_true")

@@ -181,6 +181,45 @@ def test_both_generations_do_all_that_can_be_asked(hosts, tmp_path):
     assert "(letters of Latin), wanted letters of Cyrillic" in run.stdout, run.stdout
 
 
+def test_other_families_are_verified_by_what_they_do(hosts, tmp_path):
+    vendor = lab.Lab("molecule")
+    vendor.publish(vendor.container(lab.VENDOR), {"families"})
+    common = {"gpus": [0], "gpu_shared": True, "ulimits": ["stack=67108864"]}
+    repository = "nvcr.lab:5000/nim/nvidia"
+    services = [
+        {"name": "embed", "image": f"{repository}/llama-nemotron-embed-1b-v2", "tag": "2.2.2", "port": 8001, **common},
+        {
+            "name": "rerank",
+            "image": f"{repository}/llama-nemotron-rerank-1b-v2",
+            "tag": "2.2.2",
+            "port": 8002,
+            **common,
+        },
+        {"name": "tts", "image": f"{repository}/magpie-tts-multilingual", "tag": "1.7.0", "port": 9000, **common},
+    ]
+    extra = {"nim_services": services}
+    try:
+        # Of the first the images tell what they are only when their registry is asked.
+        run = play("services", limit="gpu01", extra=extra)
+        assert run.returncode == 0, run.stdout
+        again = play("services", limit="gpu01", extra=extra)
+        assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
+        report = tmp_path / "report.json"
+        run = play("verify", limit="gpu01", extra={**extra, "nim_report": str(report)})
+        assert run.returncode == 0, run.stdout
+        probes = {
+            item["service"]: [check["probe"] for check in item["checks"]] for item in json.loads(report.read_text())
+        }
+        assert probes == {"embed": ["embedding"], "rerank": ["ranking"], "tts": ["speech"]}
+        hosts["gpu01"].check_output(f"{ENGINE} exec nim-embed touch /tmp/lab-kill-engine")
+        run = play("verify", limit="gpu01", extra=extra)
+        assert run.returncode != 0 and '"failure_class": "dead_engine"' in run.stdout, run.stdout
+        assert "HTTP 500 from POST /v1/embeddings" in run.stdout, run.stdout
+    finally:
+        gone = [{**service, "state": "absent", "remove_cache": True} for service in services]
+        play("services", limit="gpu01", extra={"nim_services": gone})
+
+
 def test_benchmark_measures_and_reports(hosts, tmp_path):
     options = {"concurrency": [1, 4], "requests": 8, "output_tokens": 16, "input_tokens": 32}
     path = tmp_path / "bench"

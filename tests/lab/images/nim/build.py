@@ -26,7 +26,7 @@ REQUIREMENTS = HERE / "vllm-requirements.txt"
 # What the context holds; anything else in this folder does not reach the image.
 CONTEXT = ("Dockerfile", "bin", "nimlib")
 # The release that each generation's image claims to be.
-VERSIONS = {"classic": "1.8.6", "llm": "2.0.5"}
+VERSIONS = {"classic": "1.8.6", "llm": "2.0.5", "native": "2.2.2", "reranker": "2.2.2", "speech": "1.7.0"}
 
 
 def _module(name: str) -> ModuleType:
@@ -69,6 +69,9 @@ def weights() -> Iterator[tuple[str, bytes]]:
     for version, files in versions.items():
         for name, data in files.items():
             yield f"{manifest.MODEL}/{version}/{name}", data
+    for name in (*manifest.FAMILY_MODELS.values(), manifest.RERANKER):
+        for file in manifest.FAMILY_FILES:
+            yield f"{name}/{manifest.FAMILY_VERSION}/{file}", f"{name} {file}\n".encode() * 1000
 
 
 def weights_archive() -> bytes:

@@ -166,6 +166,16 @@ def proof(name, ready, ttft, **changes):
         "ttft": ttft,
     }
     usage = {"prompt_tokens": 20, "completion_tokens": 12, "total_tokens": 32}
+    checks = [
+        {"probe": "completion", "passed": True, "detail": "1 answer", "duration": 0.25},
+        {
+            "probe": "unknown_model",
+            "passed": ttft is not None,
+            "detail": "HTTP 404 (<no> such model)",
+            "duration": None,
+        },
+    ]
+    answer["checks"] = checks
     return {"name": name, "elapsed": ready + 0.9, "history": history, "usage": usage, **answer, **changes}
 
 
@@ -223,6 +233,8 @@ def test_page_of_a_verification():
         "torch.OutOfMemoryError: CUDA out of memory.",
         "<code>nvidia-smi</code>",
         "another phase",
+        "HTTP 404 (&lt;no&gt; such model)",
+        ">250</span>",
         "夜色深沉，樱花飘落。",
         "ansible-core",
         collection_version(),

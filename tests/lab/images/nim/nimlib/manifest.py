@@ -14,6 +14,14 @@ FILES = {
     "vllm": ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"],
 }
 VERSIONS = {"reference": "1.0.0-reference-{}", "vllm": "1.0.0-random-{}"}
+#: The other families, each with a file of weights that is only there to be downloaded.
+FAMILY_MODELS = {
+    "native": "nvidia/llama-nemotron-embed-1b-v2",
+    "speech": "nvidia/magpie-tts-multilingual",
+}
+RERANKER = "nvidia/llama-nemotron-rerank-1b-v2"
+FAMILY_FILES = ["config.json", "model.safetensors"]
+FAMILY_VERSION = "1.0.0-lab"
 PROFILES = [("bf16", 1), ("bf16", 2), ("bf16", 4)]
 
 

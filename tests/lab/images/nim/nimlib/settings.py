@@ -24,6 +24,7 @@ class Settings:
     cache: Path
     api: str
     port: int
+    grpc_port: int
     health_port: int
     profile: str
     served_names: list[str]
@@ -47,6 +48,12 @@ class Settings:
         port = env.get("NIM_SERVER_PORT") or "8000"
         if flavour == "classic":
             port = env.get("NIM_HTTP_API_PORT") or port
+        cache = env.get("NIM_CACHE_PATH") or "/opt/nim/.cache"
+        if flavour == "native":
+            port = (env.get("NIM_SERVER_BIND_ADDR") or "0.0.0.0:8000").rpartition(":")[2]
+            cache = env.get("NIM_ENGINE_MODEL_PATH") or "/model"
+        if flavour == "speech":
+            port = env.get("NIM_HTTP_API_PORT") or "9000"
         names = env.get("NIM_SERVED_MODEL_NAME") or "meta/llama-3.1-8b-instruct"
         length = env.get("NIM_MAX_MODEL_LEN")
         return cls(
@@ -54,9 +61,10 @@ class Settings:
             engine=env.get("NIM_LAB_ENGINE", "reference"),
             version=env.get("NIM_LAB_VERSION", "0"),
             manifest=Path(env.get("NIM_LAB_MANIFEST", "/opt/nim/etc/default/model_manifest.yaml")),
-            cache=Path(env.get("NIM_CACHE_PATH") or "/opt/nim/.cache"),
+            cache=Path(cache),
             api=(env.get("NGC_API_ENDPOINT") or "http://ngc.lab").rstrip("/"),
             port=int(port),
+            grpc_port=int(env.get("NIM_GRPC_API_PORT") or 50051),
             health_port=int(env.get("NIM_HEALTH_PORT") or port),
             profile=env.get("NIM_MODEL_PROFILE", ""),
             served_names=[name.strip() for name in names.split(",") if name.strip()],
