@@ -196,6 +196,9 @@ def _promises(shared: Mapping[str, Sequence[Mapping[str, Any]]], present: Sequen
             continue
         parts: dict[str, float] = {}
         for service in services:
+            if not service["memory_variable"]:
+                # An engine that takes what its model needs, no more, has nothing to be told.
+                continue
             try:
                 part = fraction(service["env"])
             except ValueError as error:

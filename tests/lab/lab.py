@@ -418,10 +418,11 @@ class Lab:
         assert spec is not None and spec.loader is not None
         nim_build = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(nim_build)
-        if vendor.exec_run(["test", "-e", "/srv/ngc/.complete"]).exit_code:
+        complete = f"/srv/ngc/.complete-{nim_build.weights_fingerprint()}"
+        if vendor.exec_run(["test", "-e", complete]).exit_code:
             vendor.exec_run(["mkdir", "-p", "/srv/ngc"])
             vendor.put_archive("/srv/ngc", nim_build.weights_archive())
-            self.execute(vendor, "touch", "/srv/ngc/.complete")
+            self.execute(vendor, "touch", complete)
         port = vendor.attrs["HostConfig"]["PortBindings"]["5000/tcp"][0]["HostPort"]
         auth = {"username": "$oauthtoken", "password": LAB_KEY}
         for repository, tag, flavour, engine in IMAGES:

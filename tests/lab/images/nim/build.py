@@ -61,6 +61,12 @@ def fingerprint(flavour: str, engine: str) -> str:
     return hashlib.sha256(b"\0".join((flavour.encode(), engine.encode(), context(), extra))).hexdigest()[:12]
 
 
+def weights_fingerprint() -> str:
+    """Return a short hash that changes when the weights may."""
+    makers = ("nimlib/manifest.py", "make_reference_weights.py", "make_model.py", "phrases.json", "build.py")
+    return hashlib.sha256(b"\0".join((HERE / name).read_bytes() for name in makers)).hexdigest()[:12]
+
+
 def weights() -> Iterator[tuple[str, bytes]]:
     """Yield path and content of every file that the weights server serves."""
     manifest, reference, model = (_module(name) for name in ("nimlib/manifest", "make_reference_weights", "make_model"))
@@ -109,7 +115,12 @@ def build(
         custom_context=True,
         tag=tag,
         target=flavour,
-        buildargs={"BASE": base, "ENGINE": engine, "VERSION": version or VERSIONS[flavour]},
+        # The other families have no engine of their own; their stages come after those that have one.
+        buildargs={
+            "BASE": base,
+            "ENGINE": "reference" if engine == "families" else engine,
+            "VERSION": version or VERSIONS[flavour],
+        },
         rm=True,
         forcerm=True,
     )

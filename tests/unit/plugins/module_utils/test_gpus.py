@@ -181,6 +181,15 @@ def test_promises_that_cannot_be_kept(present, fractions, said):
     assert said in problem
 
 
+def test_who_takes_what_it_needs_says_nothing():
+    retriever = {
+        "name": "embed", "image": "nvcr.io/nim/nvidia/llama-nemotron-embed-1b-v2", "tag": "2.2.2", "port": 8100, "gpus": [0],
+        "gpu_shared": True,
+    }  # fmt: skip
+    services = [spec("s0", 0, [0], 0.7), retriever, {**retriever, "name": "embed-2", "port": 8101}]
+    assert len(resolve_services(services, {"gpus": FOUR}, DEFAULTS)) == 3
+
+
 def test_who_shares_says_how_much():
     both = [spec("s0", 0, [0], gpu_shared=True), spec("s1", 1, [0], gpu_shared=True, tag="2.0.5")]
     with pytest.raises(ResolveError) as caught:
