@@ -244,15 +244,19 @@ def connect(base: str, options: Mapping[str, Any]) -> Endpoint:
     )
 
 
-def curl(url: str, options: Mapping[str, Any]) -> str:
-    """Return the command that asks what a module with these options asks. It has no secret in it."""
-    words = ["curl", "-sSi"]
+def curl(url: str, options: Mapping[str, Any], payload: Mapping[str, Any] | None = None) -> str:
+    """Return the command that asks what a module with these options asks. It has no secret in it. payload: JSON to post, if any."""
+    streams = bool(payload and payload.get("stream"))
+    # Each piece of a stream is shown when it comes, asked for as this collection asks.
+    words = ["curl", "-sSiN --compressed" if streams else "-sSi"]
     for flag, name in (("--cacert", "ca_path"), ("--cert", "client_cert"), ("--key", "client_key")):
         words += [flag, shlex.quote(options[name])] if options[name] else []
     if not options["validate_certs"]:
         words.append("-k")
     if options["api_key"]:
         words.append('-H "Authorization: Bearer $API_KEY"')
+    if payload is not None:
+        words += ["-H 'Content-Type: application/json'", "-d", shlex.quote(json.dumps(payload, ensure_ascii=False))]
     return " ".join([*words, shlex.quote(url)])
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _media
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
-from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
@@ -223,15 +223,8 @@ def verify(options: Mapping[str, Any], run: Run, hostname: str) -> dict[str, Any
             restarts=resume.get("restarts"),
             invocation_id=resume.get("invocation_id") or "",
         )
-    cert, key = options["client_cert"], options["client_key"]
     base = base_of(options["url"])
-    endpoint = Endpoint(
-        base,
-        options["request_timeout"],
-        api_key=options["api_key"],
-        verify=(options["ca_path"] or True) if options["validate_certs"] else False,
-        cert=(cert, key) if cert and key else cert,
-    )
+    endpoint = connect(base, options)
     verification = Verification(options, endpoint, watch)
     try:
         verification.run()

@@ -10,7 +10,6 @@ This module util is private to the collection and may change at any time.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     clock,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import Checks
-from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Broken, Endpoint
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Broken, Endpoint, curl
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
 from ansible_collections.baremetal.nim.plugins.module_utils._media import SYNTHESIZE_PATH, VOICES_PATH
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_MODELS
@@ -267,23 +266,7 @@ class Verification:
         return self._curl(self._options["ready_path"])
 
     def _curl(self, path: str, payload: dict[str, Any] | None = None) -> str:
-        options = self._options
-        # Each piece of a stream is shown when it comes, asked for as this collection asks.
-        streams = bool(payload and payload.get("stream"))
-        words = ["curl", "-sSiN --compressed" if streams else "-sSi"]
-        for flag, value in (
-            ("--cacert", options["ca_path"]),
-            ("--cert", options["client_cert"]),
-            ("--key", options["client_key"]),
-        ):
-            words += [flag, shlex.quote(value)] if value else []
-        if not options["validate_certs"]:
-            words.append("-k")
-        if options["api_key"]:
-            words.append('-H "Authorization: Bearer $API_KEY"')
-        if payload is not None:
-            words += ["-H 'Content-Type: application/json'", "-d", shlex.quote(json.dumps(payload))]
-        return " ".join(words + [shlex.quote(self._endpoint.base + path)])
+        return curl(self._endpoint.base + path, self._options, payload)
 
 
 def port_of(url: str) -> int:

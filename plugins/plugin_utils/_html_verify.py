@@ -116,7 +116,7 @@ def _check(entry: Entry, check: Mapping[str, Any]) -> list[Any]:
         entry.get("host"),
         entry.get("service"),
         check.get("probe"),
-        "passed" if check.get("passed") else "failed",
+        result(not check.get("passed"), "passed" if check.get("passed") else "failed"),
         check.get("detail"),
         round(1000 * duration, 1) if isinstance(duration, (int, float)) else None,
     ]
