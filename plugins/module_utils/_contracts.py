@@ -65,6 +65,8 @@ WITHOUT_CHAT = (
 #: What proves images that have no chat, by patterns of their names; the others are asked for their health. Recognition of speech is
 #: among these, since images that hear streams only refuse a file.
 PROOFS_WITHOUT_CHAT = (
+    # Videos, in a form of its own.
+    (r"cosmos-embed", ("health",)),
     (r"rerank", ("ranking",)),
     (r"embed", ("embedding",)),
     (r"magpie-tts|fastpitch|(^|[-/])tts([-/]|$)", ("speech",)),

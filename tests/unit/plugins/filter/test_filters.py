@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.baremetal.nim.plugins.filter import (
+    host_pattern,
     nim_report,
     nim_status,
     preflight_problems,
@@ -228,3 +229,31 @@ def test_filters_in_a_play(tmp_path):
     assert out["changes"] == filter_of(service_changes)(resolved, HOST)
     assert out["report"] == [{"host": "localhost", "service": None, "verified": False, "failure": "not reached"}]
     assert out["status"] == filter_of(nim_status)([{"inventory_hostname": "localhost"}]).splitlines()
+
+
+# -- host_pattern ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hosts", "pattern"),
+    [
+        ("nim_servers", "nim_servers"),
+        (" gpu01,gpu02 ", "gpu01,gpu02"),
+        (["gpu01", "rack1:&large"], "gpu01,rack1:&large"),
+        (("all", "!gpu03"), "all,!gpu03"),
+    ],
+)
+def test_host_pattern(hosts, pattern):
+    assert filter_of(host_pattern)(hosts) == pattern
+
+
+@pytest.mark.parametrize("hosts", ["", " ", [], [""], ["gpu01", None], None, 7, {"gpu01": {}}])
+def test_hosts_that_were_not_filled_in_are_refused(hosts):
+    with pytest.raises(AnsibleFilterError, match="wanted a pattern of hosts such as nim_servers"):
+        filter_of(host_pattern)(hosts)
+
+
+def test_every_play_of_this_collection_loads_its_filters_once():
+    plays = [play for path in (ROOT / "playbooks").glob("*.yml") for play in yaml.safe_load(path.read_text())]
+    hosts = [play["hosts"] for play in plays if "hosts" in play]
+    assert hosts and set(hosts) == {"{{ nim_hosts | default('nim_servers') | baremetal.nim.host_pattern }}"}

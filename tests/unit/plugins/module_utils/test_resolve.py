@@ -500,6 +500,7 @@ def test_speech_service():
         (family("llama-nemotron-embed-vl-1b-v2", "2.2.0"), {"probes": ["embedding"]}),
         (family("llama-nemotron-rerank-1b-v2", "2.2.0"), {"probes": ["ranking"]}),
         (family("nemoretriever-ocr-v1", "2.2.0"), {"probes": ["health"]}),
+        (family("cosmos-embed1", "1.0.0"), {"probes": ["health"]}),
         (family("magpie-tts-multilingual", "1.7.0"), {"probes": ["speech"]}),
         (family("parakeet-1-1b-ctc-en-us", "1.5.0"), {"probes": ["health"]}),
         (
@@ -511,7 +512,7 @@ def test_speech_service():
         (family("nemotron-nano-12b-v2-vl", "2.1.1", verify={"prompt": "Hello"}), {"prompt": "Hello"}),
     ],
     ids=[
-        "llm", "retriever-1", "retriever-2", "reranker", "ocr", "synthesis", "recognition", "recognition-of-files", "bionemo",
+        "llm", "retriever-1", "retriever-2", "reranker", "ocr", "videos", "synthesis", "recognition", "recognition-of-files", "bionemo",
         "the-operator-knows-better", "vlm",
     ],
 )  # fmt: skip
