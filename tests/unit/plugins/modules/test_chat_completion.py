@@ -996,6 +996,14 @@ def test_a_download_that_does_not_end_in_time_says_how_far_it_came(fail, host):
     assert [entry["stage"] for entry in result["history"]] == ["downloading"]
 
 
+def test_gpus_that_no_profile_fits_are_told(fail, host):
+    said = "ERROR 2026-03-03 12:00:10.079 ngc_profile.py:226] Detected 0 compatible profile(s)."
+    host(AUTO_RESTART, journal=["Free GPUs:", said, f"{UNIT}: Failed with result 'exit-code'."])
+    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT)
+    assert (result["failure_class"], result["next_command"]) == ("no_profile", "nvidia-smi")
+    assert said in result["evidence"] and "Choose a model that fits these GPUs" in result["msg"]
+
+
 def test_a_driver_too_old_for_the_image_is_told(fail, host):
     said = "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."
     host(AUTO_RESTART, journal=[said, f"{UNIT}: Failed with result 'exit-code'."])
