@@ -8,9 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import uvicorn
 
 IMAGES = Path(__file__).resolve().parents[2] / "lab" / "images"
 sys.path[:0] = [str(IMAGES / "nim"), str(IMAGES / "vendor")]
@@ -34,6 +39,19 @@ class Answer(NamedTuple):
         *events, last, rest = self.body.split("\n\n")
         assert (last, rest) == ("data: [DONE]", "")
         return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+@contextmanager
+def over_http(app: Callable[..., Awaitable[None]]) -> Iterator[str]:
+    """Serve an ASGI application on a port of its own; its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def ask(app: Callable[..., Awaitable[None]], path: str, payload: Any = None) -> Answer:

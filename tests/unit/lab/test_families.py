@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import ngc_server
 import pytest
 import requests
-import uvicorn
 from ansible_collections.baremetal.nim.plugins.module_utils import _contracts, _probe, _resolve
 from ansible_collections.baremetal.nim.tests.unit.serving import serving
-from nim_lab import IMAGES, KEY  # Puts the stand-in on sys.path.
+from nim_lab import IMAGES, KEY, over_http  # Puts the stand-in on sys.path.
 from nimlib import families, family_server, manifest
 from nimlib.exceptions import NimError
 from nimlib.settings import Settings
@@ -27,18 +23,9 @@ assert IMAGES.exists()
 MODELS = {**manifest.FAMILY_MODELS, "reranker": manifest.RERANKER}
 
 
-@contextmanager
-def running(flavour: str) -> Iterator[str]:
+def running(flavour: str) -> AbstractContextManager[str]:
     """A server of a family."""
-    app = family_server.FamilyServer("native" if flavour == "reranker" else flavour, MODELS[flavour])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    return over_http(family_server.FamilyServer("native" if flavour == "reranker" else flavour, MODELS[flavour]))
 
 
 def verify(url: str, *probes: str, **options: Any) -> dict[str, Any]:

@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
-import uvicorn
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT
-from nim_lab import IMAGES  # Puts the stand-in on sys.path.
+from nim_lab import IMAGES, over_http  # Puts the stand-in on sys.path.
 from nimlib import manifest
 from nimlib.api import NimMiddleware
 from nimlib.reference import Model
@@ -46,14 +43,8 @@ def url(request, weights: Path, env, monkeypatch) -> Iterator[str]:
     monkeypatch.setenv("NIM_MODEL_PROFILE", "vllm-bf16-tp1-pp1")
     model = Model(weights / manifest.MODEL / manifest.VERSIONS["reference"].format("bf16"))
     app = NimMiddleware(Server(model, Settings.read(), [MODEL], 8192, rate=400))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with over_http(app) as address:
+        yield address
 
 
 @pytest.fixture
