@@ -4,14 +4,17 @@
 """nim_benchmark and aiperf measure the same server, one after the other, and the differences are printed.
 
 against_aiperf.py [--aiperf PROGRAM] [--requests N] [--concurrency N] [--ttft SECONDS] [--itl SECONDS] [--output-tokens N]
+                  [--url URL --model MODEL]
 
-aiperf is not part of the toolbox: install it into an environment of its own (python -m venv /tmp/aiperf, /tmp/aiperf/bin/pip install
-aiperf) and name its program. Nothing fails for being different; a run that fails does.
+The server is one whose times are known, or with --url any that chats. aiperf is not part of the toolbox: install it into an environment
+of its own (python -m venv /tmp/aiperf, /tmp/aiperf/bin/pip install aiperf) and name its program. Nothing fails for being different; a run
+that fails does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import resource
@@ -71,6 +74,7 @@ def ours(url: str, args: argparse.Namespace, requests: int) -> tuple[dict[str, A
     options = {name: fact.get("default") for name, fact in _benchmark.ARGUMENT_SPEC.items()}
     options.update(
         url=url,
+        model=args.model,
         concurrency=[args.concurrency],
         requests=requests,
         input_tokens=args.input_tokens,
@@ -95,7 +99,7 @@ def ours(url: str, args: argparse.Namespace, requests: int) -> tuple[dict[str, A
 def theirs(url: str, args: argparse.Namespace, requests: int, scratch: pathlib.Path) -> tuple[dict[str, Any], float]:
     """The same of aiperf."""
     artifacts = scratch / f"artifacts-{requests}-{time.monotonic_ns()}"
-    command = [args.aiperf, "profile", "--model", MODEL, "--url", url, "--endpoint-type", "chat", "--streaming"]
+    command = [args.aiperf, "profile", "--model", args.model, "--url", url, "--endpoint-type", "chat", "--streaming"]
     command += ["--concurrency", str(args.concurrency), "--request-count", str(requests)]
     command += ["--warmup-request-count", str(args.concurrency), "--random-seed", "1"]
     command += [
@@ -127,6 +131,11 @@ def theirs(url: str, args: argparse.Namespace, requests: int, scratch: pathlib.P
     return numbers, used
 
 
+def server(args: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
+    """The address of what is measured."""
+    return contextlib.nullcontext(args.url) if args.url else steady(args.ttft, args.itl)
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,11 +146,13 @@ def main() -> int:
     parser.add_argument("--itl", type=float, default=0.01)
     parser.add_argument("--input-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--url", help="an endpoint that serves, instead of the server whose times are known")
+    parser.add_argument("--model", default=MODEL, help="what it serves")
     args = parser.parse_args()
     if shutil.which(args.aiperf) is None:
         print(f"skipped: {args.aiperf} is not installed (pip install aiperf, in an environment of its own)")
         return 0
-    with tempfile.TemporaryDirectory() as directory, steady(args.ttft, args.itl) as url:
+    with tempfile.TemporaryDirectory() as directory, server(args) as url:
         scratch = pathlib.Path(directory)
         tokenizer(scratch / "tokenizer")
         # The difference of a short and a long run is the requests' own; the rest is starting and stopping.
@@ -151,7 +162,7 @@ def main() -> int:
         _numbers, their_start = theirs(url, args, few, scratch)
         aiperf, their_time = theirs(url, args, args.requests, scratch)
     print(
-        f"server: TTFT {args.ttft * 1000:g} ms, ITL {args.itl * 1000:g} ms, {args.output_tokens} tokens; "
+        f"server: {args.url or f'TTFT {args.ttft * 1000:g} ms, ITL {args.itl * 1000:g} ms'}, {args.output_tokens} tokens; "
         f"{args.requests} requests, {args.concurrency} at a time"
     )
     print(f"{'metric':<24} {'nim_benchmark':>14} {'aiperf':>14} {'difference':>11}")
