@@ -150,3 +150,13 @@ def test_live(run):
     assert code == 0, output
     assert re.search(rf"gpu01 +llama .* yes +{MODEL} +4f904d571fe6 +3 +50\.0%", output), output
     assert re.search(r"gpu01 +gone .* no answer +- +- +- +-", output)
+
+
+def test_an_endpoint_that_could_not_even_be_asked_is_a_failure(run):
+    hosts = {"gpu01": service("odd", "ftp://127.0.0.1:9"), "gpu02": service("gone", "http://127.0.0.1:9")}
+    code, output = run(hosts, nim_status_live=True)
+    assert code == 2, output
+    assert "url must be http:// or https://" in output
+    # The table is shown all the same, and the other host, whose endpoint is only silent, is well.
+    assert re.search(r"gpu01 +odd .*active", output) and re.search(r"gpu02 +gone .* no answer", output), output
+    assert re.search(r"gpu01 +: .*failed=1", output) and re.search(r"gpu02 +: .*failed=0", output), output
