@@ -24,6 +24,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._info import PATHS, read_metrics
 
 # Long enough to have a pace, and to be still under way when its reader leaves.
 _LONG = "Count from one to two hundred in words, one after the other."
@@ -271,7 +272,7 @@ class Checks:
 
     def client_abort(self) -> str:
         """A client that leaves makes room: its request does not go on, and the next one is answered."""
-        before = self._endpoint.running()
+        before = self._running()
         under_way = self._endpoint.leave(
             self._own(max_tokens=_ABORTED_TOKENS, stream=True, stream_options={"include_usage": True})
         )
@@ -282,7 +283,7 @@ class Checks:
             seen = ""
             running: float | None = None
             for elapsed in clock(_FREED_WITHIN, 0.2, self._now, self._sleep):
-                running = self._endpoint.running()
+                running = self._running()
                 # Others may have come meanwhile; what counts is that it falls back once.
                 if running is not None and running <= before:
                     seen = f"freed within {elapsed:.1f} s"
@@ -295,6 +296,17 @@ class Checks:
                 )
         self._endpoint.complete(self._payload(self._prompts()[0]))
         return f"{seen}; the next request was answered"
+
+    def _running(self) -> float | None:
+        """How many requests the engine works on, by its metrics; None where they do not tell."""
+        response = self._endpoint.send("GET", PATHS["metrics"])
+        if response.status_code != 200:
+            return None
+        try:
+            told: float | None = read_metrics(response.content.decode("utf-8", "replace"))["requests_running"]
+        except ValueError:
+            return None
+        return told
 
     def _refused(self, payload: Mapping[str, Any], wanted: tuple[int, ...], what: str, **kwargs: Any) -> str:
         """Send what must be refused; the status and words of that."""

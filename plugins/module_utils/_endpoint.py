@@ -10,7 +10,6 @@ This module util is private to the collection and may change at any time.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import time
 import traceback
@@ -38,9 +37,6 @@ except ImportError:
     REQUESTS_IMPORT_ERROR: str | None = traceback.format_exc()
 else:
     REQUESTS_IMPORT_ERROR = None
-
-# vLLM's name of it, and that of NIM 1.x.
-_RUNNING = re.compile(r"^(?:vllm:)?num_requests_running(?:\{[^}]*\})? ([0-9.eE+]+)$", re.MULTILINE)
 
 
 # No answer of a NIM about itself is longer than its manifest, which has some megabytes.
@@ -108,12 +104,6 @@ class Endpoint:
             return json.loads(_text(response)) if response.status_code == 200 else None
         except ValueError:
             return None
-
-    def running(self) -> float | None:
-        """Return how many requests the engine works on, by its metrics; None where they do not tell."""
-        response = self.send("GET", "/v1/metrics")
-        found = _RUNNING.findall(_text(response)) if response.status_code == 200 else []
-        return sum(map(float, found)) if found else None
 
     def complete(self, payload: dict[str, Any], tools: bool = False) -> Answer:
         """Send one plain completion and return its verified answer. tools: whether it may be a call of a tool."""

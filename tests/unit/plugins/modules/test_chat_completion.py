@@ -734,8 +734,9 @@ def test_a_request_that_outlives_its_client_is_told(fail, monkeypatch):
     assert "1 requests run 0.5 s after a client left, 0 did before it came" in result["msg"]
 
 
-def test_an_abort_without_metrics_is_still_followed_by_an_answer(call):
-    with NimServer(replies={("GET", "/v1/metrics"): send(404, {})}) as nim:
+@pytest.mark.parametrize("reply", [send(404, {}), send(200, "<html>"), send(200, "# TYPE up gauge\nup 1\n")])
+def test_an_abort_without_metrics_is_still_followed_by_an_answer(call, reply):
+    with NimServer(replies={("GET", "/v1/metrics"): reply}) as nim:
         result = call(nim.url, probes=["client_abort"])
     assert result["checks"][0]["detail"] == "no metrics tell of running requests; the next request was answered"
 
