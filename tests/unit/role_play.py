@@ -1,7 +1,7 @@
 # Copyright: Contributors to the baremetal.nim collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A play of one role's tasks without a host of a lab: this machine plays it, or nobody does."""
+"""Plays without a host of a lab, of one role's tasks or of a playbook: this machine plays them, or nobody does."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ROOT = pathlib.Path(__file__).parents[2]
 #: This machine is the host.
 HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 #: A host that no task can reach: whatever needs a remote call fails.
@@ -71,3 +72,37 @@ def play_role(
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def play_book(
+    folder: pathlib.Path,
+    book: str,
+    hosts: Mapping[str, Mapping[str, Any]],
+    *args: str,
+    extra: Mapping[str, Any],
+    common: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Runs a playbook with the checkout's settings; returns the exit status of ansible-playbook and what it told.
+
+    folder: where the inventory is written, and the current directory. book: path or name. hosts: those of nim_servers, with their
+    variables. args: of ansible-playbook. extra: its extra variables. common: variables of all hosts. environment: what is added to it.
+    """
+    inventory = {"nim_servers": {"hosts": dict(hosts), "vars": dict(common or {})}}
+    (folder / "hosts.json").write_text(json.dumps(inventory))
+    command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", str(folder / "hosts.json")]
+    done = subprocess.run(
+        [*command, "-e", json.dumps(dict(extra)), *args, book],
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            **(environment or {}),
+        },
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return done.returncode, done.stdout

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import yaml
+from ansible_collections.baremetal.nim.tests.unit.role_play import HERE, play_book
 from ansible_collections.baremetal.nim.tests.unit.steady_server import MODEL, steady
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,32 +42,21 @@ def run(tmp_path):
         role["ansible.builtin.set_fact"] = {"nim_service_endpoints": "{{ services }}"}
         entry["become"] = False
         (tmp_path / "play.yml").write_text(yaml.safe_dump([entry]))
-        variables = {name: {"services": services} for name, services in hosts.items()}
-        inventory = {
-            "nim_servers": {
-                "hosts": variables,
-                "vars": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable},
-            }
-        }
-        (tmp_path / "hosts.json").write_text(json.dumps(inventory))
         report = tmp_path / "report"
         # Defaults would take half a minute each.
         options = {"concurrency": [1, 2], "requests": 6, "output_tokens": 4, "input_tokens": 16}
         extra = {"nim_benchmark_report": str(report), "nim_benchmark": options, **extra}
-        command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", str(tmp_path / "hosts.json")]
-        command += ["-e", json.dumps(extra), *args, str(tmp_path / "play.yml")]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **(environment or {})}
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
+        code, output = play_book(
+            tmp_path,
+            str(tmp_path / "play.yml"),
+            {name: {"services": services} for name, services in hosts.items()},
+            *args,
+            extra=extra,
+            common=HERE,
+            environment=environment,
         )
         path = tmp_path / "report.json"
-        return done.returncode, done.stdout, json.loads(path.read_text()) if path.exists() else None
+        return code, output, json.loads(path.read_text()) if path.exists() else None
 
     return play
 

@@ -6,16 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer, send
-from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, play_book
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -57,20 +54,7 @@ def run(tmp_path):
             name: AWAY if found is None else {**HERE, "services": found, "broken": found == {"broken": True}}
             for name, found in hosts.items()
         }
-        (tmp_path / "hosts.json").write_text(json.dumps({"nim_servers": {"hosts": variables}}))
-        command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", str(tmp_path / "hosts.json")]
-        command += ["-e", json.dumps(extra), *args, str(tmp_path / "play.yml")]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        return done.returncode, done.stdout
+        return play_book(tmp_path, str(tmp_path / "play.yml"), variables, *args, extra=extra)
 
     return play
 

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer, send
-from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, play_book
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEAD = {("POST", "/v1/chat/completions"): send(500, {"error": {"message": "EngineCore encountered an issue."}})}
@@ -36,28 +33,17 @@ def run(tmp_path):
     """Verifies the services of hosts; returns exit status, output and what is in the reports."""
 
     def play(hosts, *args, **extra):
-        variables = {name: {"nim_services": services} for name, services in hosts.items()}
-        inventory = {"nim_servers": {"hosts": variables, "vars": {**AWAY, "nim_verify_from": "controller"}}}
-        (tmp_path / "hosts.json").write_text(json.dumps(inventory))
         reports = {f"nim_{kind}": str(tmp_path / kind) for kind in ("report", "junit", "html")}
-        command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", str(tmp_path / "hosts.json")]
-        command += [
-            "-e",
-            json.dumps({**reports, "nim_service_verify_timeout": 2, **extra}),
-            *args,
+        code, output = play_book(
+            tmp_path,
             "baremetal.nim.verify",
-        ]
-        done = subprocess.run(
-            command,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
+            {name: {"nim_services": services} for name, services in hosts.items()},
+            *args,
+            extra={**reports, "nim_service_verify_timeout": 2, **extra},
+            common={**AWAY, "nim_verify_from": "controller"},
         )
         report = tmp_path / "report"
-        return done.returncode, done.stdout, json.loads(report.read_text()) if report.exists() else None
+        return code, output, json.loads(report.read_text()) if report.exists() else None
 
     return play
 
