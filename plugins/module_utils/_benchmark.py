@@ -113,15 +113,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{name} has {value:g}, every value must be above 0")
         if values and len(set(values)) < len(values):
             problems.append(f"{name} has a value twice")
-    for name in (
-        "duration",
-        "requests",
-        "max_in_flight",
-        "input_tokens",
-        "output_tokens",
-        "timeout",
-        "request_timeout",
-    ):
+    for name in ("duration", "requests", "max_in_flight", "input_tokens", "output_tokens", "timeout"):
         if options[name] is not None and not 0 < options[name] < math.inf:
             problems.append(f"{name} is {options[name]:g}, it must be above 0")
     for name in ("warmup_requests", "baseline_tolerance"):

@@ -219,7 +219,8 @@ class Endpoint:
             raise Fault("bad_response", f"{request} failed ({reason(exc)})", "an HTTP answer") from exc
 
     def _too_slow(self, request: str) -> Fault:
-        return Fault("dead_engine", f"no answer to {request} within {self.request_timeout:g} s", "a completion")
+        wanted = "a completion" if request.endswith(CHAT_PATH) else "an answer"
+        return Fault("dead_engine", f"no answer to {request} within {self.request_timeout:g} s", wanted)
 
 
 def connect(base: str, options: Mapping[str, Any]) -> Endpoint:

@@ -9,6 +9,7 @@ This module util is private to the collection and may change at any time.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -20,7 +21,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _med
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
-from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT, WITHOUT_MODELS
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
 from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
 
@@ -99,7 +100,10 @@ CONTROLLERS_OWN = ("progress", "max_wait", "resume")
 
 
 def endpoint_problems(options: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the options by which an endpoint is reached: list of str, each naming option, value and cure."""
+    """Return what is wrong with the options by which an endpoint is reached: list of str, each naming option, value and cure.
+
+    options: those of ENDPOINT_SPEC, request_timeout, and ready_path where there is one.
+    """
     problems = []
     url = options["url"]
     try:
@@ -114,13 +118,18 @@ def endpoint_problems(options: Mapping[str, Any]) -> list[str]:
     for name in ("ca_path", "client_cert", "client_key"):
         if options[name] and not os.access(options[name], os.R_OK):
             problems.append(f"{name} {options[name]} cannot be read on this host")
+    # A timeout of nan compares with nothing.
+    if not 0 < options["request_timeout"] < math.inf:
+        problems.append(f"request_timeout is {options['request_timeout']:g}, it must be above 0")
+    if not options.get("ready_path", "/").startswith("/"):
+        problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
     return problems
 
 
 def option_problems(options: dict[str, Any]) -> list[str]:
     """Return what is wrong with the options beyond their types: list of str, each naming option, value and cure."""
     problems = endpoint_problems(options)
-    for name in ("timeout", "request_timeout", "poll_interval", "max_wait", "max_tokens"):
+    for name in ("timeout", "poll_interval", "max_wait", "max_tokens"):
         if options[name] is not None and options[name] <= 0:
             problems.append(f"{name} is {options[name]:g}, it must be above 0")
     if options["journal_lines"] < 0:
@@ -129,13 +138,15 @@ def option_problems(options: dict[str, Any]) -> list[str]:
         problems.append(
             f"probes are {', '.join(options['probes'])}, but health stands alone: leave out the others, or health"
         )
-    if not options["ready_path"].startswith("/"):
-        problems.append(f"ready_path is {options['ready_path']!r}, it must begin with a slash")
     if options["unit"] is not None and not UNIT_NAME.fullmatch(options["unit"]):
         problems.append(f"unit is {options['unit']!r}, it must be the name of one systemd unit")
     problems += _expect.problems(options) + _prompt_problems(options)
     if "wrong_key" in options["probes"] and not options["api_key"]:
         problems.append("probes ask for wrong_key, but there is no api_key: give the right one, or leave the probe out")
+    if options["expect_profile"] and options["probes"] and WITHOUT_MODELS.issuperset(options["probes"]):
+        problems.append(
+            f"expect_profile is compared with /v1/metadata, which {', '.join(options['probes'])} does not ask: leave it out"
+        )
     problems += _file_problems(options)
     timed = [name for name in ("max_ttft", "min_tokens_per_second") if options[name] is not None]
     if timed and set(options["probes"]) - WITHOUT_CHAT and not {"stream", "pace"} & set(options["probes"]):

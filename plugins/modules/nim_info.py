@@ -271,8 +271,7 @@ ARGUMENT_SPEC = {
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, required_by=_probe.REQUIRED_BY, supports_check_mode=True)
-    others = {name: spec.get("default") for name, spec in _probe.ARGUMENT_SPEC.items()}
-    problems = _probe.option_problems({**others, **module.params})
+    problems = _probe.endpoint_problems(module.params)
     if problems:
         module.fail_json(msg="; ".join(problems))
     if REQUESTS_IMPORT_ERROR:

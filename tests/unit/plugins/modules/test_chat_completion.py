@@ -848,6 +848,11 @@ def test_profile(call, fail):
         ({"min_tokens_per_second": -1}, "min_tokens_per_second is -1"),
         ({"max_ttft": 1, "probes": ["completion"]}, "max_ttft is measured on streams: add stream or pace to probes"),
         ({"probes": ["wrong_key"]}, "there is no api_key"),
+        (
+            {"probes": ["speech"], "expect_profile": "8835c317"},
+            "expect_profile is compared with /v1/metadata, which speech does not",
+        ),
+        ({"request_timeout": float("nan")}, "request_timeout is nan, it must be above 0"),
         ({"tool_choice": "none"}, "tool_choice must be one of"),
         ({"probes": ["vision"], "image_file": "/nowhere.png"}, "image_file /nowhere.png cannot be read on this host"),
         ({"probes": ["vision"], "image_file": __file__}, "is no PNG, JPEG, GIF or WebP picture"),
