@@ -9,11 +9,18 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from ansible.module_utils.common import warnings
 from hypothesis import settings
 
 # The same cases in every run, however slow the machine.
 settings.register_profile("unit", database=None, deadline=None, derandomize=True)
 settings.load_profile("unit")
+
+
+@pytest.fixture(autouse=True)
+def _own_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No warning of one module is in the result of the next one that runs in this process."""
+    monkeypatch.setattr(warnings, "_global_warnings", {})
 
 
 @pytest.fixture
