@@ -6,7 +6,8 @@
 against_aiperf.py [--aiperf PROGRAM] [--requests N] [--concurrency N] [--ttft SECONDS] [--itl SECONDS] [--output-tokens N]
                   [--url URL --model MODEL]
 
-The server is one whose times are known, or with --url any that chats. aiperf is not part of the toolbox: install it into an environment
+Both send the same bodies, each with texts of its own. The server is one whose times are known, or with --url any that chats; keep the
+two off its cores then (taskset), or what is measured is how they share them. aiperf is not part of the toolbox: install it into an environment
 of its own (python -m venv /tmp/aiperf, /tmp/aiperf/bin/pip install aiperf) and name its program. Nothing fails for being different; a run
 that fails does.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import pathlib
 import resource
@@ -30,6 +32,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "unit"))
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
 from steady_server import MODEL, steady
 
+SEEDS = itertools.count(1)
 WORKER = """
 import json, sys
 from ansible_collections.baremetal.nim.plugins.module_utils._load import Run
@@ -69,15 +72,26 @@ def tokenizer(directory: pathlib.Path) -> pathlib.Path:
     return directory
 
 
+def defaults() -> dict[str, Any]:
+    """The module's options as they are when nobody says otherwise."""
+    return {name: fact.get("default") for name, fact in _benchmark.ARGUMENT_SPEC.items()}
+
+
+def texts(args: argparse.Namespace, requests: int) -> list[str]:
+    """Prompts of as many words as input tokens are asked for: no run has one of another, so that no cache of prefixes flatters the second."""
+    prompts = _benchmark.Prompts(None, next(SEEDS))
+    return [prompts.text(args.input_tokens) for _request in range(requests + args.concurrency)]
+
+
 def ours(url: str, args: argparse.Namespace, requests: int) -> tuple[dict[str, Any], float]:
     """Numbers of one run of the module's own load in a process of its own, and its processor seconds."""
-    options = {name: fact.get("default") for name, fact in _benchmark.ARGUMENT_SPEC.items()}
+    options = defaults()
     options.update(
         url=url,
         model=args.model,
         concurrency=[args.concurrency],
         requests=requests,
-        input_tokens=args.input_tokens,
+        prompts=texts(args, requests),
         output_tokens=args.output_tokens,
         warmup_requests=args.concurrency,
     )
@@ -99,15 +113,18 @@ def ours(url: str, args: argparse.Namespace, requests: int) -> tuple[dict[str, A
 def theirs(url: str, args: argparse.Namespace, requests: int, scratch: pathlib.Path) -> tuple[dict[str, Any], float]:
     """The same of aiperf."""
     artifacts = scratch / f"artifacts-{requests}-{time.monotonic_ns()}"
+    bodies = artifacts.with_suffix(".jsonl")
+    bodies.write_text(
+        "".join(
+            json.dumps(_benchmark.payload(defaults(), args.model, text, args.output_tokens, fixed=True)) + "\n"
+            for text in texts(args, requests)
+        )
+    )
     command = [args.aiperf, "profile", "--model", args.model, "--url", url, "--endpoint-type", "chat", "--streaming"]
     command += ["--concurrency", str(args.concurrency), "--request-count", str(requests)]
     command += ["--warmup-request-count", str(args.concurrency), "--random-seed", "1"]
-    command += [
-        "--synthetic-input-tokens-mean",
-        str(args.input_tokens),
-        "--output-tokens-mean",
-        str(args.output_tokens),
-    ]
+    command += ["--input-file", str(bodies), "--custom-dataset-type", "raw-payload"]
+    command += ["--dataset-sampling-strategy", "sequential"]
     command += ["--tokenizer", str(scratch / "tokenizer"), "--use-server-token-count", "--ui", "none"]
     command += ["--artifact-dir", str(artifacts)]
     before = children()
