@@ -175,7 +175,7 @@ def vendor() -> Any:
 
 def machine(hostname: str) -> Any:
     """The container that is a host."""
-    return docker.from_env().containers.get(f"{lab.PREFIX}-{NAME}-{hostname}")
+    return docker.from_env().containers.get(f"{lab.SITE}-{NAME}-{hostname}")
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@
     lab.py requests [--reset]       what the weights server was asked
     lab.py keys KEY [KEY...]        which keys the registry and the weights server accept
 
-One vendor host (registry, packages, weights) serves every lab; each lab has GPU hosts of its own, reached by ssh with
-.lab/NAME/ssh_config. A host whose name begins with vm is a virtual machine of the same content. Images are tagged by the
+One vendor host (registry, packages, weights) serves every lab of a site (LAB_SITE, "nimlab"); each lab has GPU hosts of its
+own, reached by ssh with .lab/NAME/ssh_config. A host whose name begins with vm is a virtual machine of the same content. Images are tagged by the
 hash of what they are made from, so nothing is built twice.
 """
 
@@ -43,8 +43,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 STATE = ROOT / ".lab"
 PREFIX = "nimlab"
-NETWORK = PREFIX
-VENDOR = f"{PREFIX}-vendor"
+#: Vendor host, network and GPU hosts of one place; images are shared by all. Another one runs beside it undisturbed.
+SITE = os.environ.get("LAB_SITE") or PREFIX
+NETWORK = SITE
+VENDOR = f"{SITE}-vendor"
 #: The key every lab accepts unless a test changes it. It opens nothing outside the lab.
 LAB_KEY = "nvapi-lab-0123456789abcdefghijklmnopqrstuvwxyz-0123456789ABCDEFGHIJ"
 #: GPU recording of each host name; other names get the single-GPU one.
@@ -208,7 +210,7 @@ class Lab:
         ports = list(ports)
         mounts = [docker.types.Mount("/sys/fs/cgroup", f"/sys/fs/cgroup{unified}", type="bind")]
         if name == VENDOR:
-            mounts.append(docker.types.Mount("/var/lib/docker-registry", f"{PREFIX}-registry"))
+            mounts.append(docker.types.Mount("/var/lib/docker-registry", f"{SITE}-registry"))
         host_config = self.docker.api.create_host_config(
             mounts=mounts,
             # A fixed port outlives a restart of the host; Docker would draw a new one.
@@ -221,7 +223,7 @@ class Lab:
             image,
             name=name,
             hostname=hostname,
-            labels={"project": PREFIX, "lab": self.name, "made-for": made_for},
+            labels={"project": PREFIX, "site": SITE, "lab": self.name, "made-for": made_for},
             environment={"LAB_CGROUP": name},
             networking_config={"EndpointsConfig": {NETWORK: endpoint}},
             ports=[(int(port.split("/")[0]), "tcp") for port in ports],
@@ -234,22 +236,23 @@ class Lab:
         return container
 
     def network(self) -> Network:
-        """The network of all labs, on a subnet that nothing here uses."""
+        """The network of this site's labs, on a subnet that nothing here uses."""
         for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
             return network
-        for subnet in ("10.213.77.0/24", "172.31.77.0/24", "192.168.213.0/24"):
-            pool = docker.types.IPAMPool(subnet=subnet)
+        problem = ""
+        for net in (*(f"10.213.{number}" for number in range(77, 99)), "172.31.77", "192.168.213"):
+            pool = docker.types.IPAMPool(subnet=f"{net}.0/24")
             try:
                 return self.docker.networks.create(
                     NETWORK,
                     driver="bridge",
-                    labels={"project": PREFIX},
+                    labels={"project": PREFIX, "site": SITE},
                     ipam=docker.types.IPAMConfig(pool_configs=[pool]),
                 )
             except docker.errors.APIError as error:
-                say(f"subnet {subnet} is taken ({error.explanation}); trying another")
+                problem = str(error.explanation)
         sys.exit(
-            "lab: no free subnet for the lab's network; remove a Docker network that is not used (docker network ls)"
+            f"lab: no free subnet for the lab's network ({problem}); remove a Docker network that is not used (docker network ls)"
         )
 
     def execute(self, container: Container, *argv: str) -> str:
@@ -367,7 +370,7 @@ class Lab:
 
     def host(self, name: str, vendor: Container) -> Container:
         """Starts one bare GPU host; an existing one is left as it is."""
-        current = self.container(f"{PREFIX}-{self.name}-{name}")
+        current = self.container(f"{SITE}-{self.name}-{name}")
         image = self.host_image()
         made_for = f"{vendor.image.id} {image} {self.state}"
         if current is not None and current.labels.get("made-for") == made_for:
@@ -378,7 +381,7 @@ class Lab:
             # Made by another checkout or from another image, or trusting another vendor.
             current.remove(force=True, v=True)
         container = self.start(
-            f"{PREFIX}-{self.name}-{name}",
+            f"{SITE}-{self.name}-{name}",
             image,
             name,
             [f"{port}/tcp" for port in PORTS],
@@ -486,8 +489,8 @@ class Lab:
 
     def down(self, everything: bool) -> None:
         """Removes this lab's hosts, or all that any lab left: containers, network, volume, images."""
-        label = f"project={PREFIX}" if everything else f"lab={self.name}"
-        for container in self.docker.containers.list(all=True, filters={"label": label}):
+        labels = [f"project={PREFIX}"] if everything else [f"site={SITE}", f"lab={self.name}"]
+        for container in self.docker.containers.list(all=True, filters={"label": labels}):
             if everything or container.name != VENDOR:
                 container.remove(force=True, v=True)
         # The files beside the labs' folders tell which engine is ours to stop.
@@ -496,7 +499,7 @@ class Lab:
                 Machine(process.stem, folder).stop()
             shutil.rmtree(folder, ignore_errors=True)
         if everything:
-            for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
+            for network in self.docker.networks.list(filters={"label": f"project={PREFIX}"}):
                 network.remove()
             for volume in self.docker.volumes.list(filters={"name": f"^{PREFIX}-"}):
                 volume.remove(force=True)

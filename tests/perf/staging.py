@@ -109,7 +109,7 @@ def stage(here: lab.Lab, hosts: list[str], share: bool) -> dict[str, Any]:
     """Stages the weights on hosts that have none, one way; what it took."""
     lab.say(f"{len(hosts)} hosts, {'one downloads' if share else 'each downloads'}")
     for name in hosts:
-        container = here.container(f"{lab.PREFIX}-{NAME}-{name}")
+        container = here.container(f"{lab.SITE}-{NAME}-{name}")
         assert container is not None
         here.execute(container, "rm", "-rf", "/var/lib/nim/cache/llama")
     port = here.vendor().attrs["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"]
