@@ -6,6 +6,8 @@ PYTHON ?= python3
 ENGINE ?= reference
 # reboot and dkms, which want kernels of their own, run by their names.
 SCENARIO ?= default driver faults lifecycle lifecycle-podman interrupted vllm
+# Checks that `make test` runs beside the scenarios.
+CHECKS ?= lint build unit
 V := .venv/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONPATH := $(CURDIR)/.venv/collections
@@ -24,7 +26,8 @@ help: ## Show this help
 demo: venv docker ## From nothing to verified completions on two simulated GPU servers [ENGINE=vllm]
 	$(V)/python tests/lab/demo.py --engine $(ENGINE)
 
-test: lint unit build molecule ## All tests
+test: venv tools docker ## All tests, side by side; a table tells what came of each [SCENARIO="default faults"] [CHECKS=lint] [TEST_JOBS=3]
+	$(V)/python tests/suite.py $(CHECKS) $(SCENARIO)
 
 lint: venv ## Style, types, documentation
 	tests/lint.sh
@@ -33,7 +36,7 @@ unit: venv tools ## Pure functions, and modules against real local servers
 	$(V)/pytest -q tests/unit
 
 molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver faults lifecycle lifecycle-podman interrupted vllm reboot dkms"]
-	tests/molecule.sh $(SCENARIO)
+	$(V)/python tests/suite.py $(SCENARIO)
 
 bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed [STAGING=1]
 	$(V)/python tests/perf/$(if $(STAGING),staging,bench).py

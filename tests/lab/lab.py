@@ -3,14 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab: a small data centre in containers, for the demo and for tests.
 
-    lab.py up [--name demo] [--hosts gpu01,gpu02] [--engine reference|vllm|families]
+    lab.py up [--name demo] [--hosts gpu01,gpu02] [--engine reference|vllm|families] [--from bare|converged]
     lab.py down [--name demo] | lab.py down --all
+    lab.py images [--engine …]      builds what labs are made from, the stocked vendor too
+    lab.py converge [--hosts gpu01] makes the hosts that --from=converged starts
     lab.py requests [--reset]       what the weights server was asked
     lab.py keys KEY [KEY...]        which keys the registry and the weights server accept
 
 One vendor host (registry, packages, weights) serves every lab of a site (LAB_SITE, "nimlab"); each lab has GPU hosts of its
-own, reached by ssh with .lab/NAME/ssh_config. A host whose name begins with vm is a virtual machine of the same content. Images are tagged by the
-hash of what they are made from, so nothing is built twice.
+own, reached by ssh with .lab/NAME/ssh_config. A site other than the default one goes with its last lab. A host whose name
+begins with vm is a virtual machine of the same content. Images are tagged by the hash of what they are made from, so nothing
+is built twice.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import socket
 import ssl
@@ -31,10 +35,11 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import docker
+import snapshot
 from docker.models.containers import Container
 from docker.models.networks import Network
 from machine import Machine
@@ -64,6 +69,8 @@ IMAGES = (
 )
 #: What a host serves.
 PORTS = ("22", "8000", "8001")
+#: Where their ports are published on loopback: Linux gives outgoing connections those from 32768 on.
+PORT_RANGE = range(20000, 32000)
 #: Label that every stage of the stand-in's build carries.
 STAND_IN = "org.opencontainers.image.title=NIM stand-in of the baremetal.nim lab"
 #: systemd and a Docker engine inside a container, without --privileged.
@@ -74,6 +81,7 @@ RUN_FLAGS: dict[str, Any] = {
     "devices": ["/dev/fuse"],
     "tmpfs": {"/run": "exec", "/tmp": "exec"},
 }
+DAEMON_JSON = "etc/docker/daemon.json"
 #: Podman's images lie on the one volume that a host has.
 PODMAN_STORAGE = """\
 [storage]
@@ -112,6 +120,7 @@ class Lab:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.prefix = PREFIX
         self.state = STATE / name
         self.docker = docker.from_env(timeout=600)
 
@@ -200,8 +209,9 @@ class Lab:
         aliases: Iterable[str],
         files: bytes,
         made_for: str = "",
+        prepare: Callable[[Container], None] | None = None,
     ) -> Container:
-        """Creates and starts a systemd host with FILES (a tar) laid over its root."""
+        """Creates and starts a systemd host with FILES (a tar) laid over its root, after what PREPARE does to it."""
         network = self.network()
         unified = "" if self.docker.info().get("CgroupVersion") == "2" else "/unified"
         # The hosts' containers ask the vendor for names, so its address must outlive a restart.
@@ -209,7 +219,8 @@ class Lab:
         endpoint = self.docker.api.create_endpoint_config(aliases=list(aliases), ipv4_address=address)
         ports = list(ports)
         mounts = [docker.types.Mount("/sys/fs/cgroup", f"/sys/fs/cgroup{unified}", type="bind")]
-        if name == VENDOR:
+        if name == VENDOR and SITE == PREFIX:
+            # What was pushed outlives the vendor host.
             mounts.append(docker.types.Mount("/var/lib/docker-registry", f"{SITE}-registry"))
         host_config = self.docker.api.create_host_config(
             mounts=mounts,
@@ -227,10 +238,12 @@ class Lab:
             environment={"LAB_CGROUP": name},
             networking_config={"EndpointsConfig": {NETWORK: endpoint}},
             ports=[(int(port.split("/")[0]), "tcp") for port in ports],
-            volumes=["/var/lib/docker"],
+            volumes=[] if name == VENDOR else [snapshot.STORAGE],
             host_config=host_config,
         )
         container = self.docker.containers.get(created["Id"])
+        if prepare is not None:
+            prepare(container)
         container.put_archive("/", files)
         container.start()
         return container
@@ -277,8 +290,10 @@ class Lab:
     def vendor(self) -> Container:
         """Starts the vendor host unless it runs the current image."""
         image = self.vendor_image()
+        stocked = self.stocked_tag(image)
+        wanted = [tag for tag in (stocked, image) if snapshot.exists(self, tag)]
         current = self.container(VENDOR)
-        if current is not None and current.image.id == self.docker.images.get(image).id:
+        if current is not None and current.image.id in [self.docker.images.get(tag).id for tag in wanted]:
             if current.status != "running":
                 current.start()
         else:
@@ -288,16 +303,23 @@ class Lab:
             empty = io.BytesIO()
             tarfile.open(fileobj=empty, mode="w").close()
             current = self.start(
-                VENDOR, image, "vendor", ["5000/tcp", "80/tcp"], ["nvcr.lab", "apt.lab", "ngc.lab"], empty.getvalue()
+                VENDOR,
+                wanted[0],
+                "vendor",
+                ["5000/tcp", "80/tcp"],
+                ["nvcr.lab", "apt.lab", "ngc.lab"],
+                empty.getvalue(),
             )
         self.wait(current, "systemctl", "is-active", "--quiet", "lab-registry", "lab-ngc", "lab-dns", "nginx")
         self.execute(current, "lab-keys", LAB_KEY)
         current.reload()
         return current
 
-    def site_files(self, name: str, vendor: Container, more: dict[str, str] | None = None) -> bytes:
+    def site_files(
+        self, name: str, vendor: Container, more: dict[str, str] | None = None, converged: bool = False
+    ) -> bytes:
         """What a site lays out before any playbook, as a tar archive over the root: ways in, its CA, its name server."""
-        address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+        address = address_of(vendor)
         self.state.mkdir(parents=True, exist_ok=True)
         client_key, host_key = self.state / "id_ed25519", self.state / f"host_{name}"
         for key in (client_key, host_key):
@@ -313,8 +335,9 @@ class Lab:
             add(tar, "home/ops/.ssh/authorized_keys", client_key.with_suffix(".pub").read_bytes(), 0o600, uid=1000)
             add(tar, "opt/lab-driver/gpus", GPUS.get(name, "h200.xml"))
             add(tar, "usr/local/share/ca-certificates/lab.crt", authority)
-            # Of containers on the host.
-            add(tar, "etc/docker/daemon.json", json.dumps({"dns": [address]}, indent=2) + "\n")
+            if not converged:
+                # Of containers on the host.
+                add(tar, DAEMON_JSON, json.dumps({"dns": [address]}, indent=2) + "\n")
             # A host may have no cgroup controllers, and overlays want what is no overlay.
             add(tar, "etc/containers/containers.conf", f'[containers]\ndns_servers = ["{address}"]\npids_limit = 0\n')
             add(tar, "etc/containers/storage.conf", PODMAN_STORAGE)
@@ -332,7 +355,7 @@ class Lab:
             if running["made_for"] == made_for:
                 return dict(running["ports"])
             machine.stop()
-        address = vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+        address = address_of(vendor)
         files = {
             "etc/hostname": f"{name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n{address} nvcr.lab apt.lab ngc.lab\n",
@@ -368,10 +391,12 @@ class Lab:
             (folder / "complete").touch()
         return folder
 
-    def host(self, name: str, vendor: Container) -> Container:
-        """Starts one bare GPU host; an existing one is left as it is."""
+    def host(self, name: str, vendor: Container, converged: bool = False) -> Container:
+        """Starts one GPU host, bare or converged; an existing one is left as it is."""
         current = self.container(f"{SITE}-{self.name}-{name}")
-        image = self.host_image()
+        image = self.converged_tag(name) if converged else self.host_image()
+        if converged and not snapshot.exists(self, image):
+            sys.exit(f"lab: there is no converged {name} of this checkout; make one by: lab.py converge --hosts {name}")
         made_for = f"{vendor.image.id} {image} {self.state}"
         if current is not None and current.labels.get("made-for") == made_for:
             if current.status != "running":
@@ -386,13 +411,39 @@ class Lab:
             name,
             [f"{port}/tcp" for port in PORTS],
             [name, f"{name}.{self.name}"],
-            self.site_files(name, vendor),
+            self.site_files(name, vendor, converged=converged),
             made_for,
+            (lambda made: self.fill(made, image, address_of(vendor))) if converged else None,
         )
         self.wait(container, "systemctl", "is-active", "--quiet", "ssh")
         self.execute(container, "chown", "-R", "ops:ops", "/home/ops/.ssh")
         self.execute(container, "update-ca-certificates")
         return container
+
+    def fill(self, container: Container, image: str, address: str) -> None:
+        """Gives a host that was created from a converged one, and not started yet, its engines' storage and its site's name server."""
+        target = snapshot.storage(container)
+        assert target is not None
+        snapshot.copy(self, image, snapshot.volume_of(image), target)
+        found = io.BytesIO(b"".join(container.get_archive(f"/{DAEMON_JSON}")[0]))
+        with tarfile.open(fileobj=found) as tar:
+            file = tar.extractfile(pathlib.PurePosixPath(DAEMON_JSON).name)
+            assert file is not None
+            config = json.load(file)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            add(tar, DAEMON_JSON, json.dumps({**config, "dns": [address]}, indent=2) + "\n")
+        container.put_archive("/", buffer.getvalue())
+
+    def stocked_tag(self, vendor_image: str) -> str:
+        """Name of the vendor with everything in its registry."""
+        build = nim_builder()
+        images = [build.fingerprint(flavour, engine) for _, _, flavour, engine in IMAGES if engine in snapshot.STOCK]
+        return snapshot.stocked_tag(self, vendor_image, [*images, build.weights_fingerprint()])
+
+    def converged_tag(self, name: str) -> str:
+        """Name of the host on which this checkout's site.yml has run."""
+        return snapshot.converged_tag(self, name, self.host_image(), self.stocked_tag(self.vendor_image()), ROOT)
 
     def write_state(self, ports: dict[str, dict[str, int]], vendor: Container) -> None:
         """Writes what inventories need to .lab/NAME: ssh_config, known_hosts, ports.json, fingerprint of the package key."""
@@ -417,10 +468,7 @@ class Lab:
 
     def publish(self, vendor: Container, engines: set[str]) -> None:
         """Builds the NIM stand-in and pushes what the registry does not hold yet; lays out the weights."""
-        spec = importlib.util.spec_from_file_location("nim_build", HERE / "images/nim/build.py")
-        assert spec is not None and spec.loader is not None
-        nim_build = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(nim_build)
+        nim_build = nim_builder()
         complete = f"/srv/ngc/.complete-{nim_build.weights_fingerprint()}"
         if vendor.exec_run(["test", "-e", complete]).exit_code:
             vendor.exec_run(["mkdir", "-p", "/srv/ngc"])
@@ -450,7 +498,33 @@ class Lab:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
-    def up(self, hosts: list[str], engines: set[str]) -> None:
+    def images(self, engines: set[str]) -> None:
+        """Builds everything that labs are made from, and the stocked vendor."""
+        self.host_image()
+        tag = self.stocked_tag(self.vendor_image())
+        vendor = self.vendor()
+        self.publish(vendor, engines | set(snapshot.STOCK))
+        if not snapshot.exists(self, tag):
+            say(f"keeping the stocked vendor {tag}")
+            snapshot.keep(self, vendor, tag)
+        self.down(everything=False)
+
+    def converge(self, hosts: list[str]) -> None:
+        """Makes the converged hosts of this checkout that are not there yet."""
+        wanted = [name for name in hosts if not snapshot.exists(self, self.converged_tag(name))]
+        if wanted:
+            self.up(wanted, {"reference"})
+        for name in wanted:
+            tag = self.converged_tag(name)
+            say(f"running site.yml on {name}")
+            snapshot.converge(ROOT, name, self.name)
+            container = self.container(f"{SITE}-{self.name}-{name}")
+            assert container is not None
+            say(f"keeping {tag}")
+            snapshot.keep(self, container, tag)
+        self.down(everything=False)
+
+    def up(self, hosts: list[str], engines: set[str], converged: bool = False) -> None:
         """Brings vendor and hosts up."""
         vendor = self.vendor()
         self.host_image()
@@ -460,7 +534,7 @@ class Lab:
             if name.startswith("vm"):
                 ports[name] = self.machine(name, vendor)
             else:
-                ports[name] = published(self.host(name, vendor))
+                ports[name] = published(self.host(name, vendor, converged))
         self.write_state(ports, vendor)
         for name in hosts:
             self.wait_for_login(name)
@@ -493,6 +567,8 @@ class Lab:
         for container in self.docker.containers.list(all=True, filters={"label": labels}):
             if everything or container.name != VENDOR:
                 container.remove(force=True, v=True)
+        if SITE != PREFIX and not everything:
+            self.close()
         # The files beside the labs' folders tell which engine is ours to stop.
         for folder in STATE.glob("*/") if everything else [self.state]:
             for process in folder.glob("vm*.pid"):
@@ -502,7 +578,7 @@ class Lab:
             for network in self.docker.networks.list(filters={"label": f"project={PREFIX}"}):
                 network.remove()
             for volume in self.docker.volumes.list(filters={"name": f"^{PREFIX}-"}):
-                volume.remove(force=True)
+                self.remove_volume(volume.name)
             # Newest first: an image cannot go before those that were made from it.
             images = sorted(self.docker.images.list(), key=lambda image: str(image.attrs["Created"]), reverse=True)
             for image in images:
@@ -511,6 +587,37 @@ class Lab:
                         self.docker.images.remove(tag, force=True)
             # Stages that a build passed through on its way to another one.
             self.docker.images.prune(filters={"dangling": True, "label": STAND_IN})
+
+    def close(self) -> None:
+        """Removes vendor and network of a site that has no lab left."""
+        left = self.docker.containers.list(all=True, filters={"label": [f"project={PREFIX}", f"site={SITE}"]})
+        if any(container.name != VENDOR for container in left):
+            return
+        for container in left:
+            container.remove(force=True, v=True)
+        for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
+            network.remove()
+
+    def remove_volume(self, name: str) -> None:
+        """Removes a volume, if there is one of that name."""
+        try:
+            self.docker.volumes.get(name).remove(force=True)
+        except docker.errors.NotFound:
+            return
+
+
+def nim_builder() -> Any:
+    """The module that builds the NIM stand-in; its folder is no package."""
+    spec = importlib.util.spec_from_file_location("nim_build", HERE / "images/nim/build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def address_of(vendor: Container) -> str:
+    """Address of the vendor host in its site's network."""
+    return str(vendor.attrs["NetworkSettings"]["Networks"][NETWORK]["IPAddress"])
 
 
 def published(container: Container) -> dict[str, int]:
@@ -521,10 +628,18 @@ def published(container: Container) -> dict[str, int]:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of loopback that nobody listens on now, below those that outgoing connections get.
+
+    Labs that start side by side must not draw the same one, nor may a connection take it while a host is down.
+    """
+    while True:
+        port = secrets.choice(PORT_RANGE)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def pushed_config(port: int, repository: str, tag: str, auth: dict[str, str]) -> str | None:
@@ -556,7 +671,13 @@ def main() -> None:
     up = commands.add_parser("up")
     up.add_argument("--name", default="demo")
     up.add_argument("--hosts", default="gpu01,gpu02")
-    up.add_argument("--engine", choices=("reference", "vllm", "families"), default="reference")
+    engines = ("reference", "vllm", "families")
+    up.add_argument("--engine", choices=engines, default="reference")
+    up.add_argument("--from", dest="start", choices=("bare", "converged"), default="bare")
+    images = commands.add_parser("images")
+    images.add_argument("--engine", choices=engines, default="reference")
+    converge = commands.add_parser("converge")
+    converge.add_argument("--hosts", default="gpu01")
     down = commands.add_parser("down")
     down.add_argument("--name", default="demo")
     down.add_argument("--all", action="store_true")
@@ -565,9 +686,13 @@ def main() -> None:
     keys = commands.add_parser("keys")
     keys.add_argument("key", nargs="*", default=[LAB_KEY])
     args = parser.parse_args()
-    lab = Lab(getattr(args, "name", "demo"))
+    lab = Lab(getattr(args, "name", args.command))
     if args.command == "up":
-        lab.up(args.hosts.split(","), {"reference", args.engine})
+        lab.up(args.hosts.split(","), {"reference", args.engine}, args.start == "converged")
+    elif args.command == "images":
+        lab.images({args.engine})
+    elif args.command == "converge":
+        lab.converge(args.hosts.split(","))
     elif args.command == "down":
         lab.down(args.all)
     else:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from conftest import (
     ENGINE,
     MODEL,
+    NAME,
     ask,
     container_id,
     eventually,
@@ -77,7 +78,7 @@ def deploy_to_both(hosts, **extra):
 
 def status(**extra):
     """Exit status, items by host and service, and output of the status."""
-    report = lab.STATE / "molecule-status.json"
+    report = lab.STATE / f"{NAME}-status.json"
     report.unlink(missing_ok=True)
     run = play("status", extra={"nim_status": str(report), **extra})
     items = {(item["host"], item["service"]): item for item in json.loads(report.read_text())}
@@ -127,7 +128,7 @@ def test_status_tells_by_its_exit_status_what_somebody_must_look_at(hosts):
 
 
 def test_verify_draws_a_page(hosts):
-    report, page = lab.STATE / "molecule-verify.json", lab.STATE / "molecule-verify.html"
+    report, page = lab.STATE / f"{NAME}-verify.json", lab.STATE / f"{NAME}-verify.html"
     run = play("verify", extra={"nim_report": str(report), "nim_html": str(page)})
     assert run.returncode == 0, run.stdout
     text = page.read_text()
@@ -138,7 +139,7 @@ def test_verify_draws_a_page(hosts):
 
 def test_verify_from_the_controller(hosts):
     """By the ports that the lab publishes, and without a login: nobody answers at this port for ssh."""
-    report = lab.STATE / "molecule-verify.json"
+    report = lab.STATE / f"{NAME}-verify.json"
     for name in hosts:
         where = {"nim_verify_from": "controller", "nim_report": str(report), "ansible_port": 9}
         services = [service(name, verify={"url": url(name)})]
@@ -151,7 +152,7 @@ def test_verify_from_the_controller(hosts):
 def test_key_rotation_logs_in_anew_and_restarts_nothing(hosts):
     before = [container_id(host) for host in hosts.values()]
     new = lab.LAB_KEY.replace("0123", "4567")
-    vendor = lab.Lab("molecule")
+    vendor = lab.Lab(NAME)
     try:
         vendor.execute(vendor.container(lab.VENDOR), "lab-keys", new)
         run = play("services", extra={"ngc_api_key": new})
@@ -182,7 +183,7 @@ def test_both_generations_do_all_that_can_be_asked(hosts, tmp_path):
 
 
 def test_other_families_are_verified_by_what_they_do(hosts, tmp_path):
-    vendor = lab.Lab("molecule")
+    vendor = lab.Lab(NAME)
     vendor.publish(vendor.container(lab.VENDOR), {"families"})
     common = {"gpus": [0], "gpu_shared": True, "ulimits": ["stack=67108864"]}
     repository = "nvcr.lab:5000/nim/nvidia"

@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from conftest import (
     ENGINE,
+    NAME,
     ask,
     eventually,
     lab,
@@ -220,7 +221,7 @@ def is_shown_nowhere(host, key):
 
 def test_service_that_serves_with_the_key(host):
     """Switched on, rotated, switched off, back; the key's file stays as long as a deployment could need it."""
-    vendor, new = lab.Lab("molecule"), lab.LAB_KEY.replace("0123", "4567")
+    vendor, new = lab.Lab(NAME), lab.LAB_KEY.replace("0123", "4567")
     try:
         vendor.execute(vendor.container(lab.VENDOR), "lab-keys", lab.LAB_KEY, new)
         for key in (lab.LAB_KEY, new):
