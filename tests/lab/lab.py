@@ -466,6 +466,16 @@ class Lab:
 
     # -- images of the registry --------------------------------------------------------------------------------
 
+    def stand_in(self, flavour: str, engine: str) -> str:
+        """Builds one image of the NIM stand-in unless it is there; returns its local tag."""
+        nim_build = nim_builder()
+        local = f"{PREFIX}/{flavour}-{engine}:{nim_build.fingerprint(flavour, engine)}"
+        if not self.docker.images.list(name=local):
+            say(f"building the NIM stand-in: {flavour}, {engine} engine")
+            base = self.base("bookworm" if engine == "vllm" else "trixie")
+            nim_build.build(self.docker, base, flavour, engine, local, cache=STATE / "build")
+        return local
+
     def publish(self, vendor: Container, engines: set[str]) -> None:
         """Builds the NIM stand-in and pushes what the registry does not hold yet; lays out the weights."""
         nim_build = nim_builder()
@@ -479,11 +489,7 @@ class Lab:
         for repository, tag, flavour, engine in IMAGES:
             if engine not in engines:
                 continue
-            local = f"{PREFIX}/{flavour}-{engine}:{nim_build.fingerprint(flavour, engine)}"
-            if not self.docker.images.list(name=local):
-                say(f"building the NIM stand-in: {flavour}, {engine} engine")
-                base = self.base("bookworm" if engine == "vllm" else "trixie")
-                nim_build.build(self.docker, base, flavour, engine, local, cache=STATE / "build")
+            local = self.stand_in(flavour, engine)
             image = self.docker.images.get(local)
             if pushed_config(int(port), repository, tag, auth) == image.id:
                 continue
@@ -499,15 +505,18 @@ class Lab:
     # -- commands ----------------------------------------------------------------------------------------------
 
     def images(self, engines: set[str]) -> None:
-        """Builds everything that labs are made from, and the stocked vendor."""
+        """Builds what labs are made from: the bare host, the stocked vendor, and the stand-in with further engines."""
         self.host_image()
         tag = self.stocked_tag(self.vendor_image())
-        vendor = self.vendor()
-        self.publish(vendor, engines | set(snapshot.STOCK))
         if not snapshot.exists(self, tag):
+            vendor = self.vendor()
+            self.publish(vendor, set(snapshot.STOCK))
             say(f"keeping the stocked vendor {tag}")
             snapshot.keep(self, vendor, tag)
-        self.down(everything=False)
+            self.close()
+        for _repository, _tag, flavour, engine in IMAGES:
+            if engine in engines - set(snapshot.STOCK):
+                self.stand_in(flavour, engine)
 
     def converge(self, hosts: list[str]) -> None:
         """Makes the converged hosts of this checkout that are not there yet."""
