@@ -128,8 +128,9 @@ def baseline_problems(
     before = baseline.get("model")
     if before and model and before != model:
         problems.append(f"the baseline is of model {before}, this is {model}")
-    earlier = baseline.get("workload")
-    for key in _SAME if isinstance(earlier, Mapping) else ():
+    known = baseline.get("workload")
+    earlier: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
+    for key in _SAME:
         if key in earlier and key in workload and earlier[key] != workload[key]:
             problems.append(
                 f"the baseline was measured with {key} {_short(earlier[key])}, this is {_short(workload[key])}"
