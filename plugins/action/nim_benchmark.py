@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleError
-from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import label_of, load_baseline
+from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import label_of
+from ansible_collections.baremetal.nim.plugins.module_utils._judgement import BASELINE_KEYS, load_baseline
 from ansible_collections.baremetal.nim.plugins.plugin_utils._slices import SlicedAction
 
 
@@ -35,8 +36,8 @@ class ActionModule(SlicedAction):
                 return {"failed": True, "msg": str(exc)}
             del args["baseline_file"]
         if isinstance(args.get("baseline"), Mapping):
-            # Of a whole result, which may hold warnings as Ansible keeps them, the numbers are enough.
-            args["baseline"] = {"steps": args["baseline"].get("steps")}
+            # Of a whole result, which may hold warnings as Ansible keeps them, this is enough.
+            args["baseline"] = {key: args["baseline"][key] for key in BASELINE_KEYS if key in args["baseline"]}
         self._task.args = args
         return super().run(tmp, task_vars)
 

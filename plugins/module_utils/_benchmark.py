@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a benchmark measures and means: options, prompts, answers read, metrics, gates, baselines. No network, no clock.
+"""What a benchmark measures: options, prompts, metrics. No network, no clock.
 
 The metrics are those of aiperf; docs/benchmark.md has the formulas. This module util is private to the collection and
 may change at any time.
@@ -10,17 +10,16 @@ may change at any time.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import random
 import re
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe
-from ansible_collections.baremetal.nim.plugins.module_utils._chat import CHAT_PATH, Stream, parse_json, sse_data
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._answers import Record
+from ansible_collections.baremetal.nim.plugins.module_utils._expect import FEW
 
 #: Distributions, and their statistics.
 LATENCIES = ("ttft_ms", "itl_ms", "tpot_ms", "icl_ms", "e2e_ms")
@@ -30,16 +29,6 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
 RATES = ("output_tokens_per_s", "requests_per_s", "goodput_per_s", "error_rate")
 #: Where more is better.
 MORE_IS_BETTER = ("tokens_per_s_user", "output_tokens_per_s", "requests_per_s", "goodput_per_s")
-#: What is compared with a baseline.
-COMPARED = (
-    ("ttft_ms", "p50"),
-    ("ttft_ms", "p95"),
-    ("itl_ms", "p50"),
-    ("itl_ms", "p95"),
-    ("e2e_ms", "p95"),
-    ("output_tokens_per_s", None),
-    ("requests_per_s", None),
-)
 DEFAULT_SWEEP = (1, 4, 16)
 DEFAULT_DURATION = 30.0
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -137,8 +126,11 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 
 def _gate_problems(gate: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
-    if gate["min"] is None and gate["max"] is None:
+    bounds = [gate[name] for name in ("min", "max") if gate[name] is not None]
+    if not bounds:
         yield "give min or max"
+    elif not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
+        yield f"no number is kept by min {gate['min']} and max {gate['max']}"
     if gate["metric"] in RATES and gate["stat"]:
         yield "it is one number and has no stat"
     if gate["metric"] == "goodput_per_s" and not any(bound is not None for bound in (options["slo"] or {}).values()):
@@ -150,6 +142,30 @@ def _gate_problems(gate: Mapping[str, Any], options: Mapping[str, Any]) -> Itera
 def levels(options: Mapping[str, Any]) -> list[float]:
     """Return the values of the sweep, in the order given."""
     return list(options["request_rate"] or options["concurrency"] or DEFAULT_SWEEP)
+
+
+def planned(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return load and level of each step of the sweep."""
+    load = "closed" if options["request_rate"] is None else "open"
+    return [{"load": load, "level": level} for level in levels(options)]
+
+
+def workload(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is sent, as the result tells it."""
+    prompts = options["prompts"] or []
+    return {
+        "input_tokens": None if prompts else options["input_tokens"],
+        "output_tokens": options["output_tokens"],
+        "prompts": len(prompts),
+        # Which ones, without their words.
+        "prompts_digest": hashlib.sha256("\0".join(prompts).encode("utf-8", "replace")).hexdigest()[:12]
+        if prompts
+        else None,
+        "fixed_output": bool(options["fixed_output"]),
+        "temperature": options["temperature"],
+        "extra_body": options["extra_body"],
+        "seed": options["seed"],
+    }
 
 
 def label_of(step: Mapping[str, Any]) -> str:
@@ -231,111 +247,6 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
         yield at
 
 
-# -- answers -----------------------------------------------------------------------------------------------------------
-
-
-class Record:
-    """One request: times by one monotonic clock, counts, and what went wrong."""
-
-    __slots__ = ("chunks", "done", "error", "first", "gaps", "last", "start", "text", "usage")
-
-    def __init__(self, start: float) -> None:
-        self.start = start
-        self.first: float | None = None
-        self.last: float | None = None
-        self.chunks = 0
-        # Seconds between chunks with content.
-        self.gaps = array("d")
-        self.usage: Mapping[str, Any] | None = None
-        self.done = False
-        # Class of the failure, and its words.
-        self.error: str | None = None
-        self.text = ""
-
-    @property
-    def output_tokens(self) -> int:
-        """As the server counted; without its word, the chunks."""
-        count = (self.usage or {}).get("completion_tokens")
-        return count if isinstance(count, int) else self.chunks
-
-    @property
-    def prompt_tokens(self) -> int | None:
-        """As the server counted."""
-        count = (self.usage or {}).get("prompt_tokens")
-        return count if isinstance(count, int) else None
-
-    def metrics(self) -> dict[str, float]:
-        """The metrics of one good request; itl_ms, tpot_ms and tokens_per_s_user only where there are two tokens or more."""
-        if self.first is None or self.last is None:
-            return {}
-        found = {"ttft_ms": (self.first - self.start) * 1000, "e2e_ms": (self.last - self.start) * 1000}
-        if self.output_tokens >= 2:
-            itl = (found["e2e_ms"] - found["ttft_ms"]) / (self.output_tokens - 1)
-            found.update(itl_ms=itl, tpot_ms=itl)
-            if itl > 0:
-                found["tokens_per_s_user"] = 1000 / itl
-        return found
-
-
-class Reading:
-    """Reads the body of one streamed answer into a record, as it comes. Raises Fault for an error in the stream."""
-
-    __slots__ = ("_pending", "record")
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self._pending = b""
-
-    def feed(self, data: bytes, at: float) -> None:
-        """Take bytes that came at a time. The collection's parser gets whole events, so that each has its own time."""
-        if self._pending:
-            data = self._pending + data
-        line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
-        cut = max(line_feeds + 2 if line_feeds >= 0 else 0, both + 4 if both >= 0 else 0)
-        self._pending = data[cut:]
-        if cut:
-            for event in sse_data((data[:cut],)):
-                self._event(event, at)
-
-    def end(self, at: float) -> None:
-        """The body has ended: judge the whole."""
-        for event in sse_data((self._pending,)):
-            self._event(event, at)
-        record, request = self.record, f"the stream of POST {CHAT_PATH}"
-        if not record.done:
-            raise Fault("bad_response", f"{request} ended without [DONE]", "a complete answer")
-        if record.first is None:
-            raise Fault("bad_response", f"{request} had no content", "a chat.completion.chunk with content")
-
-    def _event(self, data: str, at: float) -> None:
-        record = self.record
-        if data == "[DONE]":
-            record.done = True
-            return
-        try:
-            chunk = json.loads(data)
-            choices = chunk.get("choices")
-            usage = chunk.get("usage")
-            delta = choices[0].get("delta") or {} if choices else {}
-            content = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
-        except (ValueError, AttributeError, LookupError, TypeError):
-            parse_json(f"the stream of POST {CHAT_PATH}", data)
-            raise Fault(
-                "bad_response", f"the stream of POST {CHAT_PATH} has {shorten(data, 80)!r}", "a chat.completion.chunk"
-            ) from None
-        if "error" in chunk or chunk.get("object") == "error":
-            Stream(str(chunk.get("model"))).event(data, at)
-        if usage:
-            record.usage = usage
-        if content:
-            if record.first is None:
-                record.first = at
-            elif record.last is not None:
-                record.gaps.append(at - record.last)
-            record.last = at
-            record.chunks += 1
-
-
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +305,7 @@ def timeline(records: Sequence[Record], begin: float, points: int = 60) -> list[
     for number, slot in enumerate(slots):
         good = [record for record in slot if record.error is None]
         length = max(span - number * width, 0.001) if number == len(slots) - 1 else width
-        ttft = statistics(record.metrics()["ttft_ms"] for record in good)
+        ttft = statistics(record.ttft_ms for record in good)
         found.append(
             {
                 "at": number * width,
@@ -422,6 +333,8 @@ def summarize(records: Sequence[Record], slo: Mapping[str, Any]) -> dict[str, An
         if record.error is not None:
             entry = errors.setdefault(record.error, {"count": 0, "sample": record.text})
             entry["count"] += 1
+            if record.fault and record.fault.remedy:
+                entry.setdefault("remedy", record.fault.remedy)
 
     def per_second(count: float) -> float:
         return round(count / duration, 4) if duration > 0 else 0.0
@@ -440,14 +353,17 @@ def summarize(records: Sequence[Record], slo: Mapping[str, Any]) -> dict[str, An
         "output_tokens_mean": round(tokens / len(good), 3) if good else None,
         "input_tokens_mean": round(sum(prompts) / len(prompts), 3) if prompts else None,
         # Servers without the usage chunk exist; what is counted by chunks says so.
-        "tokens_from": "usage" if good and all(record.usage for record in good) else "chunks",
+        "tokens_from": "usage" if good and all(record.counted is not None for record in good) else "chunks",
+        # Of answers that are long enough to tell, those that came at one blow: nothing between tokens is known of them.
+        "long_answers": sum(1 for record in good if record.chunks >= FEW),
+        "kept_back": sum(1 for record in good if record.kept_back),
     }
     if any(bound is not None for bound in slo.values()):
         found["goodput_per_s"] = per_second(sum(1 for metrics in each if is_good(metrics, slo)))
     for name in DISTRIBUTIONS:
         values: list[float] = [metrics[name] for metrics in each if name in metrics]
         if name == "icl_ms":
-            values = [gap * 1000 for record in good for gap in record.gaps]
+            values = [gap * 1000 for record in good if record.lumps >= 2 for gap in record.gaps]
         found[name] = statistics(values)
         if name in ("ttft_ms", "e2e_ms"):
             found.setdefault("histograms", {})[name] = histogram(values)
@@ -455,135 +371,22 @@ def summarize(records: Sequence[Record], slo: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-# -- judgement ---------------------------------------------------------------------------------------------------------
-
-
-def value_of(step: Mapping[str, Any], metric: str, stat: str | None) -> float | None:
-    """Return one number of a step; None when it was not measured."""
-    value = step.get(metric)
-    if isinstance(value, Mapping):
-        value = value.get(stat or "p95")
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def judge(gates: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each gate at each step it is for: seen, wanted, passed. A number that was not measured does not pass."""
-    found = []
-    for gate in gates:
-        stat = None if gate["metric"] in RATES else gate.get("stat") or "p95"
-        for step in steps:
-            if gate.get("at") is not None and gate["at"] != step["level"]:
-                continue
-            seen = value_of(step, gate["metric"], stat)
-            low, high = gate.get("min"), gate.get("max")
-            passed = seen is not None and (low is None or seen >= low) and (high is None or seen <= high)
-            wanted = [f"at least {low:g}"] if low is not None else []
-            wanted += [f"at most {high:g}"] if high is not None else []
-            found.append(
-                {
-                    "step": label_of(step),
-                    "metric": gate["metric"],
-                    "stat": stat,
-                    "seen": seen,
-                    "wanted": " and ".join(wanted),
-                    "passed": passed,
-                }
-            )
-    return found
-
-
-def told(entry: Mapping[str, Any]) -> str:
-    """Return what was seen at a gate in words."""
-    name = " ".join(filter(None, (entry["metric"], entry["stat"])))
-    seen = "nothing measured" if entry["seen"] is None else f"{entry['seen']:g}"
-    return f"{entry['step']}: {name} {seen}"
-
-
-def compare(
-    before: Mapping[str, Any], now: Sequence[Mapping[str, Any]], tolerance: float
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return each number beside that of an earlier result, and what makes the two incomparable (list of str).
-
-    tolerance: percent that a number may be worse. A step that either run lacks is not compared.
-    """
-    steps = before.get("steps")
-    if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
-        return [], ["the baseline has no steps: it is no result of nim_benchmark"]
-    earlier = {(step.get("load"), step.get("level")): step for step in steps}
-    found, notes = [], []
-    for step in now:
-        old = earlier.get((step["load"], step["level"]))
-        if old is None:
-            notes.append(f"the baseline has no {label_of(step)}")
-            continue
-        for metric, stat in COMPARED:
-            was, is_now = value_of(old, metric, stat), value_of(step, metric, stat)
-            if was is None or is_now is None or was <= 0:
-                continue
-            change = (is_now - was) / was * 100
-            worse = -change if metric in MORE_IS_BETTER else change
-            found.append(
-                {
-                    "step": label_of(step),
-                    "metric": metric,
-                    "stat": stat,
-                    "before": was,
-                    "now": is_now,
-                    "change_percent": round(change, 2),
-                    "regression": worse > tolerance,
-                }
-            )
-    return found, notes
-
-
-def fault_of(result: Mapping[str, Any], options: Mapping[str, Any]) -> Fault | None:
-    """Return what the numbers fail by: errors first, since they make the rest meaningless, then gates, then baseline."""
-    for step in result["steps"]:
-        if step["error_rate"] > options["max_error_rate"] or not step["completed"]:
-            kinds = sorted(step["errors"].items(), key=lambda item: -item[1]["count"])
-            kind, entry = kinds[0] if kinds else ("slow", {"sample": "no request ended"})
-            seen = (
-                f"{label_of(step)}: {step['failed_requests']} of {step['requests']} requests failed ({entry['sample']})"
-            )
-            evidence = [f"{name}: {data['count']} times, such as: {data['sample']}" for name, data in kinds]
-            wanted = f"an error rate of at most {options['max_error_rate']:g}"
-            return Fault(kind, seen, wanted, evidence)
-    failed = [entry for entry in result["gates"] if not entry["passed"]]
-    if failed:
-        lines = [f"{told(entry)}, wanted {entry['wanted']}" for entry in failed]
-        more = f" (and {len(lines) - 3} more)" if lines[3:] else ""
-        # The last of those told ends the sentence that Fault makes.
-        seen = "; ".join([*lines[: min(3, len(lines)) - 1], told(failed[min(3, len(failed)) - 1])])
-        return Fault("slow", seen, failed[min(3, len(failed)) - 1]["wanted"] + more, lines)
-    worse = [entry for entry in result["comparison"] if entry["regression"]]
-    if worse:
-        lines = [
-            f"{entry['step']}: {' '.join(filter(None, (entry['metric'], entry['stat'])))} {entry['now']:g}, "
-            f"{entry['before']:g} before ({entry['change_percent']:+.1f} %)"
-            for entry in worse
-        ]
-        more = f" and {len(lines) - 3} more" if lines[3:] else ""
-        wanted = f"at most {options['baseline_tolerance']:g} % worse than the baseline"
-        return Fault("slow", "; ".join(lines[:3]) + more, wanted, lines)
-    return None
-
-
-def load_baseline(text: str, where: str) -> dict[str, Any]:
-    """Return an earlier result from its JSON; ValueError says what is wrong with it."""
-    try:
-        parsed = json.loads(text)
-    except ValueError as exc:
-        raise ValueError(f"baseline_file {where} is no JSON: {exc}") from None
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("steps"), list):
-        raise ValueError(f"baseline_file {where} is no result of nim_benchmark: it has no list of steps")
-    return parsed
+def length_note(records: Sequence[Record], asked: int) -> str:
+    """Return what is to be said of answers that were to have just so many tokens; empty where they had, or nobody counted."""
+    counts = [record.counted for record in records if record.error is None and record.counted is not None]
+    # Some count the token that ends an answer, some do not.
+    off = sum(1 for count in counts if abs(count - asked) > max(1, asked // 50))
+    if not off:
+        return ""
+    mean = sum(counts) / len(counts)
+    return f"{off} of {len(counts)} answers had another length than output_tokens {asked}, the mean is {mean:.4g}"
 
 
 def note_of(records: Sequence[Record], elapsed: float) -> str:
     """Return how a step goes, for a line of progress."""
     good = [record for record in records if record.error is None]
     words = [f"{len(good)} requests", f"{len(good) / elapsed if elapsed > 0 else 0.0:.3g}/s"]
-    ttft = statistics(record.metrics().get("ttft_ms", 0.0) for record in good[-200:])
+    ttft = statistics(record.ttft_ms for record in good[-200:])
     if ttft:
         words.append(f"TTFT p50 {ttft['p50']:.3g} ms")
     if len(records) > len(good):

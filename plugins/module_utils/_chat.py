@@ -9,26 +9,22 @@ This module util is private to the collection and may change at any time.
 
 from __future__ import annotations
 
-import codecs
-import io
-import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils._events import Event
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._refusal import end_fault, error_fault, error_in
 
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 CHAT_PATH = "/v1/chat/completions"
-# How guardrails and gateways say that it is them who will not.
-_POLICY = re.compile(
-    r"content[ _-]?(policy|filter|management|moderation)|guard ?rail|(violat|against)\w* .*\bpolic|safety (policy|filter|system)"
-    r"|moderation|blocked by .*\bpolic|flagged as",
-    re.IGNORECASE,
-)
+STREAM = f"the stream of POST {CHAT_PATH}"
+# Ends that no engine means well, told by the reason alone.
+_GIVEN_UP = re.compile(r"error|abort|cancel|timeout|not_finished", re.IGNORECASE)
 
 
 def clock(
@@ -79,60 +75,6 @@ def chat_payload(
     if stream:
         payload.update(stream=True, stream_options={"include_usage": True})
     return payload
-
-
-def sse_data(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Yield the data of each server-sent event in a byte stream that may be cut anywhere.
-
-    Comments and events without data are dropped, all three line ends are known, lines of data are joined.
-    As the standard asks, an event not closed by an empty line before the stream ends is dropped.
-    """
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")("replace"), translate=True)
-    pending = ""
-    data: list[str] = []
-    for chunk in itertools.chain(chunks, (None,)):
-        *lines, pending = (pending + decoder.decode(chunk or b"", final=chunk is None)).split("\n")
-        for line in lines:
-            name, _colon, value = line.partition(":")
-            if name == "data":
-                data.append(value.removeprefix(" "))
-            elif not line and data:
-                yield "\n".join(data)
-                data = []
-
-
-def error_text(body: str) -> str:
-    """Return the server's own words from an error body: OpenAI, vLLM and FastAPI shapes, else its beginning."""
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        return shorten(body)
-    for key in ("error", "message", "detail"):
-        while isinstance(parsed, Mapping) and parsed.get(key):
-            parsed = parsed[key]
-    return shorten(parsed if isinstance(parsed, str) else json.dumps(parsed))
-
-
-def http_fault(request: str, status: int, body: str) -> Fault | None:
-    """Judge the status of an answer given after the endpoint was ready; None for 200.
-
-    request: str such as "GET /v1/models". body: str, the text of the answer.
-    """
-    if status == 200:
-        return None
-    said = error_text(body)
-    seen = f"HTTP {status} from {request}" + (f" ({said})" if said else "")
-    if status in (400, 403, 422, 451) and _POLICY.search(said):
-        failure_class = "refused_by_policy"
-    elif status in (401, 403):
-        failure_class = "auth"
-    elif status == 404 and "model" in said.lower():
-        failure_class = "wrong_model"
-    elif status >= 500:
-        failure_class = "dead_engine"
-    else:
-        failure_class = "bad_response"
-    return Fault(failure_class, seen, "HTTP 200", [said] if said else [])
 
 
 def parse_json(request: str, body: str) -> Any:
@@ -204,6 +146,8 @@ def read_completion(body: Any, model: str, tools: bool = False) -> Answer:
     tools: whether calls of tools may stand in for content. Raises Fault wrong_model for the answer of another model,
     refused_by_policy for none that a policy has replaced, and bad_response naming everything else that is wrong.
     """
+    if error_in(body) is not None:
+        raise error_fault(f"POST {CHAT_PATH}", body)
     problems = _envelope_problems(body, "chat.completion")
     _check_model(body, model, problems)
     choice = _first_choice(body)
@@ -217,6 +161,7 @@ def read_completion(body: Any, model: str, tools: bool = False) -> Answer:
     content = _get(message, "content")
     finish_reason = _get(choice, "finish_reason")
     _check_policy(finish_reason, _get(message, "refusal"), content)
+    _check_end(f"POST {CHAT_PATH}", finish_reason, content)
     if choice is not None:
         called = tools and bool(_get(message, "tool_calls"))
         problems += _content_problems("called" if called else content, finish_reason, _reasons(message))
@@ -257,25 +202,27 @@ class Stream:
         """Seconds until the first content came; None before."""
         return self._arrivals[0] if self._arrivals else None
 
+    def take(self, event: Event, at: float) -> None:
+        """Take one event, which came at seconds after the request. Raises Fault as event() does."""
+        if event.is_error:
+            raise event_fault(event)
+        if event.data is not None:
+            self.event(event.data, at)
+
     def event(self, data: str, at: float) -> None:
         """Take the data of one event, which came at seconds after the request.
 
-        Raises Fault dead_engine or bad_response for an error inside the stream, wrong_model for another model.
+        Raises Fault for an error inside the stream, by what it says, and wrong_model for another model.
         """
-        if data == "[DONE]":
+        if data.strip() == "[DONE]":
             self.done = True
             return
-        chunk = parse_json(f"the stream of POST {CHAT_PATH}", data)
-        error = chunk if _get(chunk, "object") == "error" else _get(chunk, "error")
-        if error:
-            code = _get(error, "code")
-            refused = isinstance(code, int) and code < 500
-            raise Fault(
-                "bad_response" if refused else "dead_engine",
-                f"the stream of POST {CHAT_PATH} broke off: {error_text(data)}",
-                "a complete answer",
-                [shorten(data, 500)],
-            )
+        if not data.strip():
+            # Some keep a connection alive this way.
+            return
+        chunk = parse_json(STREAM, data)
+        if error_in(chunk) is not None:
+            raise error_fault(STREAM, chunk)
         self._chunks += 1
         problems = _envelope_problems(chunk, "chat.completion.chunk")
         _check_model(chunk, self.model, problems)
@@ -300,6 +247,7 @@ class Stream:
     def answer(self, duration: float) -> Answer:
         """Return the whole answer, duration seconds after the request; Fault bad_response names all that is wrong."""
         _check_policy(self._finish_reason, self._refusal, self._content)
+        _check_end(STREAM, self._finish_reason, self._content)
         # One bad habit repeats in every chunk: the first few say it all.
         problems = self._problems[:3]
         if not self._chunks:
@@ -313,7 +261,7 @@ class Stream:
         if problems:
             raise Fault(
                 "bad_response",
-                f"the stream of POST {CHAT_PATH} is bad: {'; '.join(problems)}",
+                f"{STREAM} is bad: {'; '.join(problems)}",
                 "chat.completion.chunk events with content, ended by [DONE]",
                 problems,
             )
@@ -384,6 +332,24 @@ def _check_model(body: Any, model: str, problems: list[str]) -> None:
         raise Fault("wrong_model", f"model {answered} answered", f"model {model}")
     if not _is_text(answered) and isinstance(body, Mapping):
         problems.append(f"model is {answered!r}, not {model!r}")
+
+
+def event_fault(event: Event) -> Fault:
+    """Return what an event means that is an error by its form, whose words may be JSON or not."""
+    words = event.error or event.data or ""
+    try:
+        document = json.loads(words)
+    except ValueError:
+        document = words
+    return error_fault(STREAM, document if document else "an error without words")
+
+
+def _check_end(request: str, finish_reason: Any, content: Any) -> None:
+    """Raise Fault for an answer that was given up by the word of its server."""
+    if isinstance(finish_reason, Mapping) or (_is_text(finish_reason) and _GIVEN_UP.search(finish_reason)):
+        fault = end_fault(request, finish_reason, content if isinstance(content, str) else "")
+        if fault:
+            raise fault
 
 
 def _check_policy(finish_reason: Any, refusal: Any, content: Any) -> None:

@@ -20,11 +20,11 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     chat_payload,
     clock,
     context_length,
-    error_text,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._info import PATHS, read_metrics
+from ansible_collections.baremetal.nim.plugins.module_utils._refusal import error_text, http_fault
 
 # Long enough to have a pace, and to be still under way when its reader leaves.
 _LONG = "Count from one to two hundred in words, one after the other."
@@ -160,15 +160,15 @@ class Checks:
         if _expect.is_burst(answer):
             answer = self._stream(prompt)
         self._accept("pace", answer)
-        if _expect.is_burst(answer) is None:
+        _refuse_burst(answer)
+        if not _expect.has_pace(answer):
             pieces = len(answer.arrivals)
             raise Fault(
                 "bad_response",
                 f"a stream of {answer.usage.get('completion_tokens', 'unknown')} tokens came in {pieces} pieces",
-                f"at least {_expect.FEW} to tell its pace",
+                f"at least {_expect.FEW} tokens, or pieces, to tell its pace",
                 [shorten(answer.content)],
             )
-        _refuse_burst(answer)
         speed = _expect.speed(answer)
         self.facts["tokens_per_second"] = None if speed is None else round(speed, 3)
         _expect.check(answer, {key: options[key] for key in ("max_ttft", "min_tokens_per_second")}, streamed=True)
@@ -311,14 +311,22 @@ class Checks:
     def _refused(self, payload: Mapping[str, Any], wanted: tuple[int, ...], what: str, **kwargs: Any) -> str:
         """Send what must be refused; the status and words of that."""
         response = self._endpoint.send("POST", CHAT_PATH, json=payload, **kwargs)
-        said = error_text(response.content.decode("utf-8", "replace"))
-        seen = f"HTTP {response.status_code}" + (f" ({said})" if said else "")
-        if response.status_code in wanted:
+        status, body = response.status_code, response.content.decode("utf-8", "replace")
+        said = error_text(body)
+        seen = f"HTTP {status}" + (f" ({said})" if said else "")
+        if status in wanted:
             return seen
-        statuses = " or ".join(map(str, wanted))
-        failure_class = "dead_engine" if response.status_code >= 500 else "bad_response"
+        judged = http_fault(f"POST {CHAT_PATH}", status, body, response.headers)
+        # What is busy or broken says nothing about what it refuses.
+        broken = judged if judged and (status >= 500 or judged.patience) else None
         raise Fault(
-            failure_class, f"{what} got {seen} from POST {CHAT_PATH}", f"HTTP {statuses}", [said] if said else []
+            broken.failure_class if broken else "bad_response",
+            f"{what} got {seen} from POST {CHAT_PATH}",
+            f"HTTP {' or '.join(map(str, wanted))}",
+            [said] if said else [],
+            remedy=broken.remedy if broken else "",
+            patience=broken.patience if broken else 0.0,
+            retry_after=broken.retry_after if broken else None,
         )
 
 
@@ -346,9 +354,10 @@ PROBES: dict[str, Callable[[Checks], str]] = {
 def _refuse_burst(answer: Answer) -> None:
     if _expect.is_burst(answer):
         first, last = answer.arrivals[0], answer.arrivals[-1]
+        pieces = len(answer.arrivals)
         raise Fault(
             "buffered_stream",
-            f"{len(answer.arrivals)} pieces of a stream came within {1000 * (last - first):.1f} ms, {first:.3g} s after the request",
+            f"{pieces} piece{'' if pieces == 1 else 's'} of a stream came within {1000 * (last - first):.1f} ms, {first:.3g} s after the request",
             "each token when it is made",
             [f"seconds of the first pieces: {', '.join(f'{at:.4f}' for at in answer.arrivals[: _expect.FEW])}"],
         )

@@ -19,16 +19,21 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     CHAT_PATH,
+    STREAM,
     Answer,
     Stream,
-    error_text,
-    http_fault,
     parse_json,
     read_completion,
     read_models,
-    sse_data,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._events import Event, sse_events
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._refusal import (
+    error_fault,
+    error_in,
+    error_text,
+    http_fault,
+)
 
 try:
     import requests
@@ -88,7 +93,7 @@ class Endpoint:
             _raise_tls(exc)
             return None, f"no answer within {timeout:g} s" if _timed_out(exc) else reason(exc)
         if response.status_code in (401, 403):
-            fault = http_fault("GET " + path, response.status_code, _text(response))
+            fault = http_fault("GET " + path, response.status_code, _text(response), response.headers)
             if fault:
                 raise fault
         return response.status_code, f"HTTP {response.status_code}"
@@ -117,8 +122,8 @@ class Endpoint:
         stream = Stream(payload["model"])
         start = self._now()
         with self._streaming(payload, start) as events:
-            for data in events:
-                stream.event(data, self._now() - start)
+            for event in events:
+                stream.take(event, self._now() - start)
                 if stream.done:
                     break
         return stream.answer(self._now() - start)
@@ -128,15 +133,15 @@ class Endpoint:
         stream = Stream(payload["model"])
         start = self._now()
         with self._streaming(payload, start) as events:
-            for data in events:
-                stream.event(data, self._now() - start)
+            for event in events:
+                stream.take(event, self._now() - start)
                 if stream.ttft is not None or stream.done:
                     break
         return not stream.done
 
     @contextmanager
-    def _streaming(self, payload: dict[str, Any], start: float) -> Iterator[Iterator[str]]:
-        """The data of the events of one stream; the connection is closed behind it."""
+    def _streaming(self, payload: dict[str, Any], start: float) -> Iterator[Iterator[Event]]:
+        """The events of one stream; the connection is closed behind it."""
         request = "POST " + CHAT_PATH
         with self._talking(request):
             response = self._session.post(
@@ -144,13 +149,13 @@ class Endpoint:
             )
             with response:
                 text = "" if response.status_code == 200 else _text(response)
-                fault = http_fault(request, response.status_code, text)
+                fault = http_fault(request, response.status_code, text, response.headers)
                 if fault:
                     raise fault
                 kind = response.headers.get("Content-Type", "untyped")
                 if not kind.startswith("text/event-stream"):
-                    raise Fault("bad_response", f"the stream of {request} is {kind}", "text/event-stream")
-                yield sse_data(self._in_time(response.iter_content(chunk_size=None), start, request))
+                    raise _no_stream(kind, _text(response))
+                yield sse_events(self._in_time(response.iter_content(chunk_size=None), start, request))
 
     def send(self, method: str, path: str, **kwargs: Any) -> requests.Response:
         """Send one request and return the whole answer, whatever its status. kwargs: as requests takes them."""
@@ -190,7 +195,7 @@ class Endpoint:
         """Send one request and return the body of its answer, which must be HTTP 200."""
         response = self.send(method, path, **kwargs)
         text = "" if response.status_code == 200 else _text(response)
-        fault = http_fault(f"{method} {path}", response.status_code, text)
+        fault = http_fault(f"{method} {path}", response.status_code, text, response.headers)
         if fault:
             raise fault
         return response.content
@@ -261,6 +266,17 @@ def reason(exc: BaseException) -> str:
 def _text(response: requests.Response) -> str:
     # JSON is UTF-8; requests would guess where no charset is declared.
     return response.content.decode("utf-8", "replace")
+
+
+def _no_stream(kind: str, text: str) -> Fault:
+    """What an answer means that is no stream though one was asked for: maybe an error, for which some servers say HTTP 200."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if error_in(document) is not None:
+        return error_fault(STREAM, document)
+    return Fault("bad_response", f"{STREAM} is {kind}", "text/event-stream", [shorten(text)] if text.strip() else [])
 
 
 def _timed_out(exc: Exception) -> bool:

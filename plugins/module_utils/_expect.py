@@ -10,7 +10,6 @@ This module util is private to the collection and may change at any time.
 from __future__ import annotations
 
 import re
-import statistics
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,8 +51,12 @@ SPEC: dict[str, dict[str, Any]] = {
 }
 #: So few pieces of content say nothing about the pace of a stream.
 FEW = 8
-# An engine needs a millisecond and more for a token; what a proxy kept comes as fast as it can be read.
-_BURST = 0.0005
+#: An engine needs a millisecond and more for a step; what a proxy kept comes as fast as it can be read.
+BURST = 0.0005
+# One step of an engine may give several tokens at once (speculative decoding), rarely so many, and not so long apart.
+_LUMP, _LUMPS_APART = 16, 0.1
+# An engine that sends many tokens in a piece (vLLM: --stream-interval) has a pace too, from so many pieces on.
+_FEWEST = 3
 
 
 def problems(options: Mapping[str, Any]) -> list[str]:
@@ -87,11 +90,22 @@ def speed(answer: Answer) -> float | None:
 
 
 def is_burst(answer: Answer) -> bool | None:
-    """Return whether the content of a streamed answer came at one blow; None where too little came to tell."""
-    if len(answer.arrivals) < FEW:
-        return None
-    gaps = [after - before for before, after in zip(answer.arrivals, answer.arrivals[1:])]
-    return statistics.median(gaps) < _BURST
+    """Return whether the content of a streamed answer was kept back and came in lumps; None where too little came to tell."""
+    at = answer.arrivals
+    if len(at) < FEW:
+        # Few pieces of many tokens each: of one or two, nobody sees an engine at work. Tokens of a reasoning are in no piece.
+        tokens = answer.usage.get("completion_tokens") or 0
+        return True if 0 < len(at) < _FEWEST and 4 * FEW <= tokens <= len(answer.content) else None
+    starts = [0, *(number for number in range(1, len(at)) if at[number] - at[number - 1] >= BURST)]
+    if len(starts) == 1:
+        return True
+    # The last lump is a rest.
+    return starts[-1] / (len(starts) - 1) >= _LUMP and (at[starts[-1]] - at[0]) / (len(starts) - 1) >= _LUMPS_APART
+
+
+def has_pace(answer: Answer) -> bool:
+    """Return whether a streamed answer is long enough, and came in enough pieces, to tell its pace."""
+    return len(answer.arrivals) >= FEW or (len(answer.arrivals) >= _FEWEST and speed(answer) is not None)
 
 
 def scripts(text: str) -> list[str]:

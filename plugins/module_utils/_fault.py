@@ -18,6 +18,7 @@ CURES = {
     "buffered_stream": "Let what stands before the endpoint neither buffer nor compress streams (nginx: proxy_buffering, gzip), or ask it directly.",
     "cache_missing": "Fill the cache: cache_seed names a tarball or directory, or copy the cache of another host there.",
     "cache_permission": "Give the cache directory to the user of the image (uid 1000).",
+    "client_limit": "Raise the limit of open files for the user who runs this (ulimit -n), or lower concurrency or max_in_flight.",
     "crash_loop": "Read the journal, cure the cause, then start the unit again.",
     "dead_engine": "Restart the service: a dead engine does not come back while its health still looks green.",
     "disk_full": "Free or add disk space for the cache and the images.",
@@ -25,9 +26,11 @@ CURES = {
     "driver_mismatch": "Install a driver as new as the CUDA of the image wants, and reboot when library and kernel module differ.",
     "gpu_unavailable": "Make the driver, fabric manager and CDI specification of the host agree, then start the unit again.",
     "image_missing": "Correct the image reference, or load the image on this host.",
+    "incomplete": "Read the journal of the service: answers were begun and given up, by its engine or by what stands before it.",
     "no_profile": "Choose a model that fits these GPUs, free their memory, or pin a profile.",
+    "not_comparable": "Compare with a whole result of the same workload, model and sweep, or measure a new baseline.",
     "out_of_memory": "Free memory on the GPU or the host, choose a smaller profile, or shorten the context.",
-    "overloaded": "Send less at a time, add instances, or raise the limits of what refuses.",
+    "overloaded": "Wait, send fewer at a time, add instances, or raise the queue and rate limits of what refuses.",
     "port_in_use": "Stop what listens on the port, or give the service another one.",
     "refused_by_policy": "Read what refused (guardrails, content filter): change its policy, or the prompt.",
     "slow": "Send less at a time, add instances or GPUs, choose a faster profile; or correct what is wanted.",
@@ -48,7 +51,8 @@ class Fault(Exception):
 
     failure_class: str, a key of CURES. seen and wanted: str, complete the sentence "<seen>, wanted <wanted>".
     evidence: list of str, lines that show it. culprit: str, the one line of the journal that matters most, or empty.
-    of_unit: bool, whether the unit behind the endpoint showed it, not the endpoint.
+    of_unit: bool, whether the unit behind the endpoint showed it, not the endpoint. remedy: str, takes the place of the cure of the class.
+    patience: seconds for which asking again may help, from the first time. retry_after: seconds that the server wants to be left alone.
     """
 
     def __init__(
@@ -59,20 +63,38 @@ class Fault(Exception):
         evidence: Iterable[str] = (),
         culprit: str = "",
         of_unit: bool = False,
+        remedy: str = "",
+        patience: float = 0.0,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(f"{seen}, wanted {wanted}")
         self.failure_class = failure_class
         self.evidence = list(evidence)
         self.culprit = culprit
         self.of_unit = of_unit
+        self.remedy = remedy
+        self.patience = patience
+        self.retry_after = retry_after
 
     @property
     def cure(self) -> str:
         """What the operator can do about it (one sentence)."""
-        return CURES[self.failure_class]
+        return self.remedy or CURES[self.failure_class]
 
 
 def shorten(text: str, limit: int = 200) -> str:
     """One printable line of at most limit characters."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def unstopped(text: str) -> str:
+    """A text without its full stop; dots that tell that it was shortened stay."""
+    text = text.rstrip()
+    return text if text.endswith("...") else text.rstrip(".")
+
+
+def sentence(text: str) -> str:
+    """A text as a sentence: with one full stop, or the dots that tell that it was shortened."""
+    text = unstopped(text)
+    return text if text.endswith("...") else f"{text}."

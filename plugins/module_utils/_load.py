@@ -2,10 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The load of a benchmark: an HTTP/1.1 client for many streams at a time, closed and open loop.
+"""The load of a benchmark: its steps, closed and open loop.
 
-Threads with requests take several times the processor time for each event of a stream (docs/benchmark.md has numbers),
-and that time would be in every latency; so this is asyncio on sockets, and nothing more of HTTP than such answers need.
 This module util is private to the collection and may change at any time.
 """
 
@@ -14,349 +12,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
-import os
-import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
-from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Prompts, Reading, Record
-from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
-    CHAT_PATH,
-    choose_model,
-    http_fault,
-    parse_json,
-    read_models,
-)
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._answers import Record
+from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Prompts
+from ansible_collections.baremetal.nim.plugins.module_utils._chat import choose_model
+from ansible_collections.baremetal.nim.plugins.module_utils._client import Client
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._limits import allow_files
 
 _TICK = 0.25
-_HEAD_LIMIT = 65536
 # A server that answers nobody any more ends its step after so many failures in a row, or twice the requests in flight.
 _GIVE_UP = 10
 # A client that computes all the time measures itself.
 _BUSY = 90.0
-
-
-class Broken(Exception):
-    """The connection ended before the answer did. begun: whether anything of the answer had come."""
-
-    def __init__(self, words: str, begun: bool) -> None:
-        super().__init__(words)
-        self.begun = begun
-
-
-class _Answer:
-    """What becomes of one request: status, body, and a future that ends with it."""
-
-    __slots__ = ("body", "future", "keep", "kind", "reading", "status")
-
-    def __init__(self, future: asyncio.Future[None], reading: Reading | None) -> None:
-        self.future = future
-        self.reading = reading
-        self.status = 0
-        self.kind = ""
-        self.keep = True
-        self.body = b""
-
-    def data(self, data: bytes, at: float) -> None:
-        """Take a part of the body."""
-        if self.reading is not None and self.status == 200:
-            self.reading.feed(data, at)
-        else:
-            self.body += data
-
-
-class _Connection(asyncio.Protocol):
-    """One connection, one request at a time. Each read is stamped before it is looked at."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._transport: asyncio.Transport | None = None
-        self._answer: _Answer | None = None
-        self._buffer = b""
-        self._in_body = False
-        # Bytes of the body to come; None for chunks, -1 for all until the connection ends.
-        self._left: int | None = None
-        self.used = False
-
-    @property
-    def open(self) -> bool:
-        """Whether another request can be sent."""
-        return self._transport is not None and not self._transport.is_closing()
-
-    def send(self, request: bytes, answer: _Answer) -> None:
-        """Send a request; its answer's future ends when all has come."""
-        self._answer, self._buffer, self._in_body = answer, b"", False
-        if self._transport is None or self._transport.is_closing():
-            self.connection_lost(None)
-            return
-        self._transport.write(request)
-
-    def close(self) -> None:
-        """Break off."""
-        self._answer = None
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The other side has gone."""
-        answer, self._answer = self._answer, None
-        if answer is None or answer.future.done():
-            return
-        if self._in_body and self._left == -1 and exc is None:
-            try:
-                self._finish(answer, self._now())
-            except Fault as fault:
-                answer.future.set_exception(fault)
-            return
-        begun = self._in_body or bool(self._buffer)
-        answer.future.set_exception(Broken(shorten(str(exc)) if exc else "connection closed", begun))
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
-        at = self._now()
-        answer = self._answer
-        if answer is None:
-            # Nobody asked: this connection is of no use any more.
-            self.close()
-            return
-        try:
-            self._take(data, answer, at)
-        except (Fault, ValueError) as exc:
-            self.close()
-            if not answer.future.done():
-                answer.future.set_exception(exc)
-
-    def _take(self, data: bytes, answer: _Answer, at: float) -> None:
-        if not self._in_body:
-            self._buffer += data
-            end = self._buffer.find(b"\r\n\r\n")
-            if end < 0:
-                if len(self._buffer) > _HEAD_LIMIT:
-                    raise Fault("bad_response", "the head of the answer has no end", "HTTP/1.1")
-                return
-            head, data, self._buffer = self._buffer[:end], self._buffer[end + 4 :], b""
-            self._head(head, answer)
-            if not self._in_body:
-                # An interim answer (1xx) came before the real one.
-                self._take(data, answer, at)
-                return
-        if self._left is None:
-            if self._chunks(data, answer, at):
-                self._finish(answer, at)
-            return
-        if data:
-            answer.data(data if self._left < 0 else data[: self._left], at)
-        if self._left >= 0:
-            self._left -= len(data)
-            if self._left <= 0:
-                self._finish(answer, at)
-
-    def _head(self, head: bytes, answer: _Answer) -> None:
-        status, *lines = head.decode("latin-1").split("\r\n")
-        words = status.split(" ", 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
-            raise Fault("bad_response", f"the answer begins with {shorten(status, 80)!r}", "HTTP/1.1")
-        if words[1].startswith("1"):
-            return
-        fields = {}
-        for line in lines:
-            name, _colon, value = line.partition(":")
-            fields[name.strip().lower()] = value.strip()
-        answer.status, answer.kind = int(words[1]), fields.get("content-type", "untyped")
-        connection = fields.get("connection", "").lower()
-        answer.keep = "close" not in connection and (words[0] != "HTTP/1.0" or "keep-alive" in connection)
-        if "chunked" in fields.get("transfer-encoding", "").lower():
-            self._left = None
-        elif fields.get("content-length", "").isdigit():
-            self._left = int(fields["content-length"])
-        else:
-            self._left, answer.keep = -1, False
-        self._in_body = True
-
-    def _chunks(self, data: bytes, answer: _Answer, at: float) -> bool:
-        """Pass on the chunks that have come whole; whether the last one was among them."""
-        buffer = self._buffer + data if self._buffer else data
-        place, parts, ended = 0, [], False
-        while True:
-            line = buffer.find(b"\r\n", place)
-            if line < 0:
-                break
-            size = int(buffer[place:line].partition(b";")[0], 16)
-            if size == 0:
-                # Trailers may follow; an empty line ends them.
-                ended = buffer.find(b"\r\n\r\n", line) >= 0
-                break
-            after = line + 2 + size
-            if len(buffer) < after + 2:
-                break
-            parts.append(buffer[line + 2 : after])
-            place = after + 2
-        self._buffer = buffer[place:]
-        if parts:
-            answer.data(parts[0] if len(parts) == 1 else b"".join(parts), at)
-        return ended
-
-    def _finish(self, answer: _Answer, at: float) -> None:
-        self._answer = None
-        if answer.reading is not None and answer.status == 200:
-            answer.reading.end(at)
-        if not answer.keep:
-            self.close()
-        if not answer.future.done():
-            answer.future.set_result(None)
-
-
-class Client:
-    """Asks one endpoint, over connections that are kept.
-
-    options: of the module. Raises Fault from what asks once; stream() writes failures into its record.
-    """
-
-    def __init__(self, options: Mapping[str, Any], base: str, now: Callable[[], float] = time.monotonic) -> None:
-        parts = urlsplit(base)
-        self.base = base
-        self._now = now
-        self._timeout = float(options["request_timeout"])
-        self._host, self._tls = parts.hostname or "", _tls(options) if parts.scheme == "https" else None
-        self._port = parts.port or (443 if self._tls else 80)
-        self._path = parts.path.rstrip("/")
-        fields = [f"Host: {parts.netloc}", "User-Agent: baremetal.nim", "Accept: */*"]
-        if options["api_key"]:
-            fields.append(f"Authorization: Bearer {options['api_key']}")
-        self._fields = "\r\n".join(fields)
-        self._post = self._head("POST", CHAT_PATH) + b"\r\nContent-Type: application/json\r\nContent-Length: "
-        self._idle: list[_Connection] = []
-
-    def _head(self, method: str, path: str) -> bytes:
-        return f"{method} {self._path}{path} HTTP/1.1\r\n{self._fields}".encode("latin-1")
-
-    def close(self) -> None:
-        """Close what is kept open."""
-        while self._idle:
-            self._idle.pop().close()
-
-    async def models(self) -> list[str]:
-        """Return the ids that /v1/models lists."""
-        request = "GET /v1/models"
-        with _faults(request, self.base, self._timeout):
-            answer = await self._exchange(self._head("GET", "/v1/models") + b"\r\n\r\n", None)
-        body = answer.body.decode("utf-8", "replace")
-        fault = http_fault(request, answer.status, body)
-        if fault:
-            raise fault
-        return list(read_models(parse_json(request, body)))
-
-    async def stream(self, body: Mapping[str, Any], record: Record | None = None) -> Record:
-        """Send one request. What goes wrong is in the record: class and words."""
-        data = json.dumps(body).encode()
-        request = b"%b%d\r\n\r\n%b" % (self._post, len(data), data)
-        record = record or Record(self._now())
-        try:
-            with _faults(f"POST {CHAT_PATH}", self.base, self._timeout):
-                answer = await self._exchange(request, Reading(record))
-                if answer.status != 200:
-                    _refuse(answer)
-        except Fault as fault:
-            record.error, record.text = fault.failure_class, shorten(str(fault))
-        return record
-
-    async def _exchange(self, request: bytes, reading: Reading | None) -> _Answer:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._timeout
-        while True:
-            connection = await self._connection(end)
-            answer = _Answer(loop.create_future(), reading)
-            timer = loop.call_at(end, _expire, answer)
-            stale = connection.used
-            connection.used = True
-            connection.send(request, answer)
-            try:
-                await answer.future
-            except Broken as exc:
-                # A server may close an idle connection at the very moment that it is used again.
-                if not stale or exc.begun:
-                    raise
-                continue
-            finally:
-                timer.cancel()
-                if answer.future.cancelled() or answer.future.exception() is not None:
-                    connection.close()
-                elif answer.keep and connection.open:
-                    self._idle.append(connection)
-            return answer
-
-    async def _connection(self, end: float) -> _Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.open:
-                return connection
-        loop = asyncio.get_running_loop()
-        opening = loop.create_connection(
-            lambda: _Connection(self._now), self._host, self._port, ssl=self._tls, happy_eyeballs_delay=0.25
-        )
-        return (await asyncio.wait_for(opening, max(0.001, end - loop.time())))[1]
-
-
-def _expire(answer: _Answer) -> None:
-    if not answer.future.done():
-        answer.future.set_exception(asyncio.TimeoutError())
-
-
-def _refuse(answer: _Answer) -> None:
-    body = answer.body.decode("utf-8", "replace")
-    fault = http_fault(f"POST {CHAT_PATH}", answer.status, body)
-    if fault and answer.status == 429:
-        fault.failure_class = "overloaded"
-    if fault:
-        raise fault
-
-
-@contextlib.contextmanager
-def _faults(request: str, base: str, timeout: float) -> Iterator[None]:
-    """Turn errors of the network into Fault."""
-    try:
-        yield
-    except Fault:
-        raise
-    except asyncio.TimeoutError:
-        raise Fault("slow", f"no whole answer to {request} within {timeout:g} s", "a completion") from None
-    except Broken as exc:
-        raise Fault("dead_engine", f"{request} broke off ({exc})", "a whole answer") from None
-    except ssl.SSLError as exc:
-        raise Fault("tls", f"TLS failed ({shorten(exc.reason or str(exc))})", "a trusted connection") from None
-    except OSError as exc:
-        # asyncio puts "Connect call failed" in the place of the system's own words; a resolver's errors are below 0.
-        words = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else shorten(exc.strerror or str(exc))
-        raise Fault("unreachable", f"no connection to {base} ({words})", "an endpoint that listens") from None
-    except ValueError as exc:
-        raise Fault("bad_response", f"{request} answered no HTTP ({shorten(str(exc))})", "HTTP/1.1") from None
-
-
-def _tls(options: Mapping[str, Any]) -> ssl.SSLContext:
-    path = options["ca_path"]
-    try:
-        is_directory = bool(path) and os.path.isdir(path)
-        context = ssl.create_default_context(
-            cafile=None if is_directory else path, capath=path if is_directory else None
-        )
-        if not options["validate_certs"]:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if options["client_cert"]:
-            context.load_cert_chain(options["client_cert"], options["client_key"])
-    except (OSError, ssl.SSLError) as exc:
-        raise Fault("tls", f"the certificates cannot be used ({shorten(str(exc))})", "PEM files that fit") from None
-    return context
+# Seconds for which a server that is busy before the load begins is asked again, and most seconds that one of the load stays away.
+_FIRST_PATIENCE, _STAY_AWAY = 10.0, 5.0
 
 
 class Run:
@@ -378,16 +52,30 @@ class Run:
         self._now = now
         self._prompts = Prompts(options["prompts"], options["seed"])
         self._words = options["input_tokens"]
+        # Whether answers are asked to have a length, and whether they have it.
         self._fixed = bool(options["fixed_output"])
-        self._model = ""
+        self._kept = True
+        self._model = options["model"]
         self._client: Client | None = None
+        self._steps: list[dict[str, Any]] = []
         self.warnings: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        """Return model, workload and steps. Raises Fault when the endpoint cannot be benchmarked at all."""
-        return asyncio.run(self._bounded())
+        """Return what seen() does. Raises Fault when the endpoint cannot be benchmarked to the end."""
+        asyncio.run(self._bounded())
+        return self.seen()
 
-    async def _bounded(self) -> dict[str, Any]:
+    def seen(self) -> dict[str, Any]:
+        """Return model, workload, the steps that were measured, and load and level of those that were not."""
+        ran = {step["level"] for step in self._steps}
+        return {
+            "model": self._model,
+            "workload": {**_benchmark.workload(self._options), "fixed_output": self._fixed and self._kept},
+            "steps": list(self._steps),
+            "not_run": [step for step in _benchmark.planned(self._options) if step["level"] not in ran],
+        }
+
+    async def _bounded(self) -> None:
         task = asyncio.ensure_future(self._all())
         done, _pending = await asyncio.wait({task}, timeout=self._options["timeout"])
         if not done:
@@ -397,38 +85,28 @@ class Run:
             raise Fault(
                 "slow", f"the benchmark did not end within {limit:g} s", "its end: raise timeout, or ask for less"
             )
-        return task.result()
+        task.result()
 
-    async def _all(self) -> dict[str, Any]:
+    async def _all(self) -> None:
         options = self._options
+        closed = options["request_rate"] is None
+        most = max(_benchmark.levels(options)) if closed else options["max_in_flight"]
+        allow_files(int(most), strict=closed)
         self._client = client = Client(options, self._base, self._now)
         try:
             self._tick("preparing", "asking for the model")
             self._model = choose_model(options["model"], await client.models())
-            await self._fit()
-            steps = []
+            counts = await self._fit()
             for number, level in enumerate(_benchmark.levels(options)):
-                steps.append(await self._step(level, options["seed"] + number))
-                if steps[-1]["aborted"]:
+                self._steps.append(await self._step(level, options["seed"] + number))
+                if self._steps[-1]["aborted"]:
                     break
         finally:
             client.close()
-        if options["prompts"] is None and all(step["input_tokens_mean"] is None for step in steps):
+        if options["prompts"] is None and not counts:
             self.warnings.append(
                 "The server does not count tokens: those of the prompts are guessed, one for each word."
             )
-        return {
-            "model": self._model,
-            "workload": {
-                "input_tokens": None if options["prompts"] else options["input_tokens"],
-                "output_tokens": options["output_tokens"],
-                "prompts": len(options["prompts"] or []),
-                "fixed_output": self._fixed,
-                "temperature": options["temperature"],
-                "seed": options["seed"],
-            },
-            "steps": steps,
-        }
 
     async def _ask(self, words: int, max_tokens: int) -> Record:
         if self._client is None:
@@ -437,26 +115,47 @@ class Run:
         body = _benchmark.payload(self._options, self._model, text, max_tokens, self._fixed)
         return await self._client.stream(body)
 
-    async def _fit(self) -> None:
-        """Learn what the server makes of the request: whether it takes ignore_eos, and how many tokens a word is."""
-        one = await self._ask(16, 1)
+    async def _ask_patiently(self, words: int) -> Record:
+        """Ask for one token; whoever is busy with others is given some time."""
+        end = self._now() + _FIRST_PATIENCE
+        while True:
+            record = await self._ask(words, 1)
+            fault = record.fault
+            pause = 1.0 if fault is None or fault.retry_after is None else max(0.25, fault.retry_after)
+            if fault is None or not fault.patience or self._now() + pause > end:
+                return record
+            self._tick("preparing", record.text)
+            await asyncio.sleep(pause)
+
+    async def _fit(self) -> bool:
+        """Learn what the server makes of the request: whether it takes ignore_eos, and how many tokens a word is.
+
+        Returns whether it counts the tokens of a prompt.
+        """
+        one = await self._ask_patiently(16)
         # A strict server refuses fields that it does not know.
-        if self._fixed and one.error == "bad_response" and "HTTP 4" in one.text:
+        if self._fixed and one.error == "bad_response" and one.status in (400, 422):
             self._fixed = False
-            one = await self._ask(16, 1)
+            one = await self._ask_patiently(16)
             if one.error is None:
                 self.warnings.append(
                     "The server refuses ignore_eos and min_tokens: answers end where the model ends them (fixed_output)."
                 )
-        if one.error is not None and not one.done:
-            raise Fault(one.error, one.text, "an answer to a first request", [one.text])
-        if self._options["prompts"] is None and one.prompt_tokens is not None:
-            more = max(64, self._options["input_tokens"])
-            two = await self._ask(more, 1)
-            if two.prompt_tokens is not None:
-                self._words = _benchmark.words_for(
-                    self._options["input_tokens"], (16, one.prompt_tokens), (more, two.prompt_tokens)
-                )
+        if one.fault is not None and not one.done:
+            fault = one.fault
+            seen = str(fault).rpartition(", wanted ")[0]
+            raise Fault(fault.failure_class, seen, "an answer to a first request", [one.text], remedy=fault.remedy)
+        if self._options["prompts"] is not None or one.prompt_tokens is None:
+            return one.prompt_tokens is not None
+        more = max(64, self._options["input_tokens"])
+        two = await self._ask_patiently(more)
+        if two.prompt_tokens is None:
+            return False
+        self._words = _benchmark.words_for(
+            self._options["input_tokens"], (16, one.prompt_tokens), (more, two.prompt_tokens)
+        )
+        # The same number for any prompt is none.
+        return two.prompt_tokens != one.prompt_tokens
 
     async def _step(self, level: float, seed: int) -> dict[str, Any]:
         options = self._options
@@ -496,6 +195,11 @@ class Run:
                 finally:
                     await _stop(ticking)
             busy = (time.process_time() - before) / max(self._now() - begin, 0.001) * 100
+            if not facts["aborted"] and records and records[-1].error:
+                # Too few failures to give up, but the last that was seen: one more request tells whether anybody is there.
+                again = await self._ask(self._words, 1)
+                facts["aborted"] = again.error is not None and not again.done
+        facts["last_error"] = records[-1].error if facts["aborted"] and records else None
         facts.update(_benchmark.summarize(records, options["slo"] or {}))
         facts["client_cpu_percent"] = round(busy, 1)
         facts["client_lag_ms"] = _benchmark.statistics(lag * 1000 for lag in lags)
@@ -510,6 +214,12 @@ class Run:
             )
         if facts["completed"] and facts["tokens_from"] == "chunks":
             self.warnings.append(f"{label}: the server sends no usage: tokens are counted as chunks with content.")
+        note = _benchmark.length_note(records, options["output_tokens"]) if self._fixed else ""
+        if note:
+            self._kept = False
+            self.warnings.append(
+                f"{label}: {note}: the server takes ignore_eos and min_tokens, and does not keep to them."
+            )
         return facts
 
     async def _closed(self, level: int, count: int | None, duration: float | None, records: list[Record]) -> bool:
@@ -529,8 +239,9 @@ class Run:
                 records.append(record)
                 state["failed"] = state["failed"] + 1 if record.error else 0
                 if record.error:
-                    # Whoever refuses is not to be hammered.
-                    await asyncio.sleep(min(0.5, 0.02 * state["failed"]))
+                    # Whoever refuses is not to be hammered, and may say for how long.
+                    wanted = record.fault.retry_after if record.fault else None
+                    await asyncio.sleep(min(0.5, 0.02 * state["failed"]) if wanted is None else min(_STAY_AWAY, wanted))
 
         await _all_of([worker() for _number in range(level if count is None else min(level, count))])
         return state["failed"] >= give_up

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _media
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, sentence
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT, WITHOUT_MODELS
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
 from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
@@ -88,6 +88,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
         "options": {
             "elapsed": {"type": "float", "default": 0},
             "breaks": {"type": "int", "default": 0},
+            "refused": {"type": "dict"},
             "restarts": {"type": "int"},
             "invocation_id": {"type": "str"},
         },
@@ -240,8 +241,7 @@ def verify(options: Mapping[str, Any], run: Run, hostname: str) -> dict[str, Any
     try:
         verification.run()
     except Fault as fault:
-        culprit = fault.culprit.rstrip(".")
-        journal = f" Journal: {culprit}." if culprit else ""
+        journal = f" Journal: {sentence(fault.culprit)}" if fault.culprit else ""
         next_command = verification.result["next_command"]
         msg = f"{hostname}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
         return {**verification.result, "failed": True, "msg": msg}

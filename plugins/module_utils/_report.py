@@ -11,6 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _deployment, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import unstopped
+from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import service_probes
 
 #: Of a result of nim_benchmark, what a report keeps.
 BENCHMARK_KEYS = (
@@ -22,6 +24,7 @@ BENCHMARK_KEYS = (
     "gates",
     "model",
     "next_command",
+    "not_run",
     "started",
     "steps",
     "url",
@@ -184,7 +187,7 @@ def _unread(host: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """A host that was not reached, or reached and not read."""
     words = "not read" if state.get("failed") and not state.get("unreachable") else "unreachable"
     # The first line says what went wrong; what follows is how.
-    said = str(state.get("msg") or "").removeprefix("Task failed: ").strip().partition("\n")[0].rstrip(".")
+    said = unstopped(str(state.get("msg") or "").removeprefix("Task failed: ").strip().partition("\n")[0])
     seen = f"host {words}" + (f" ({said})" if said else "")
     command = f"ansible {host} --become -m ansible.builtin.ping -vvv"
     return _item(host, state=words, problem=_problem(host, seen, "a host that answers", command))
@@ -292,11 +295,15 @@ def _live_row(live: Mapping[str, Any] | None) -> list[str]:
 def benchmarks(hosts: Iterable[Mapping[str, Any]], generated: str) -> dict[str, Any]:
     """What a fleet was measured to do, from the variables of hosts after the benchmark stage.
 
-    generated: the time it was put together, for people. A service that was not measured says why.
+    generated: the time it was put together, for people. A service that was to be measured and was not is a failure as well.
     """
     hosts = list(hosts)
     found = []
     for host in hosts:
+        wanted = {
+            probe["name"]: probe["url"]
+            for probe in service_probes(host.get("nim_service_endpoints") or [], None, {}, chat=True)
+        }
         for result in (host.get("nim_benchmark_results") or {}).get("results") or []:
             asked = result.get("item")
             service = asked.get("name") if isinstance(asked, Mapping) else None
@@ -304,4 +311,10 @@ def benchmarks(hosts: Iterable[Mapping[str, Any]], generated: str) -> dict[str, 
             failed = bool(result.get("failed"))
             failure = result.get("msg") if failed else "not asked" if result.get("skipped") else None
             found.append({"host": host["inventory_hostname"], "service": service, "failure": failure, **facts})
+            wanted.pop(str(service), None)
+        for service, url in wanted.items():
+            failure = "not measured: the run ended before, as the verification tells"
+            found.append(
+                {"host": host["inventory_hostname"], "service": service, "failure": failure, "url": url, "steps": []}
+            )
     return {"generated": generated, "benchmarks": found, "endpoints": endpoints(hosts)}

@@ -35,7 +35,7 @@ UNIT_FORMAT = 2
 #: to take most of an hour.
 SECONDS_PER_GB = 10
 #: Raised with the watchdog's script and units, which hosts then get without a restart.
-WATCHDOG_FORMAT = 1
+WATCHDOG_FORMAT = 2
 #: Files of the watchdog on a host. They are in the record with those of the service, which does not depend on them.
 WATCHDOG_FILES = (
     "/usr/local/libexec/nim-watchdog",

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _evidence
+from ansible_collections.baremetal.nim.plugins.module_utils._evidence import ACCESS_LOG
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup, startup
 
@@ -33,8 +35,11 @@ _PROPERTIES = (
     "ExecMainStatus",
     "InvocationID",
 )
-# The cause of a crash stands far above the last lines: every process of the engine adds its own traceback.
-_WINDOW = 500
+# The cause of a crash stands far above the last lines: every process of the engine adds its own traceback, one for each GPU at least.
+_WINDOW = 2000
+_PROGRESS_WINDOW = 500
+# So much of the line that matters most is shown.
+_CULPRIT = 500
 _CHECK_EVERY = 1.0
 _READ_EVERY = 2.0
 _MISSES = 3
@@ -72,9 +77,6 @@ _CAUSES = {
 _CAUSE_PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _CAUSES.items()}
 # One life of the unit ends here; systemd writes these after the last words of the container.
 _END_OF_LIFE = re.compile(r"\.service: (Failed with result|Deactivated successfully|Succeeded\.|Scheduled restart job)")
-_ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S+ HTTP/\d')
-_POINTER = re.compile(r"root cause above|above\)? for the root cause", re.IGNORECASE)
-_EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception): ")
 # Podman and its monitor tell of the life of the container as well, and by its id.
 _SYSTEMD_LINE = re.compile(
     r"^\S+\.service: |^(Started|Starting|Stopped|Stopping) .*\.$"
@@ -115,8 +117,17 @@ def show_command(unit: str) -> list[str]:
 
 def journal_command(unit: str, lines: int) -> list[str]:
     """Return the argv that reads the last lines of a unit's journal."""
+    return _read_command("--unit=" + unit, lines)
+
+
+def life_command(invocation_id: str, lines: int) -> list[str]:
+    """Return the argv that reads the last lines that one life of a unit wrote itself."""
+    return _read_command("_SYSTEMD_INVOCATION_ID=" + invocation_id, lines)
+
+
+def _read_command(match: str, lines: int) -> list[str]:
     # Without --all a progress bar, which has carriage returns, is but "blob data".
-    return ["journalctl", "--unit=" + unit, "-n", str(lines), "-o", "cat", "--all", "--no-pager"]
+    return ["journalctl", match, "-n", str(lines), "-o", "cat", "--all", "--no-pager"]
 
 
 def parse_journal(text: str) -> list[str]:
@@ -199,7 +210,7 @@ def classify(lines: Sequence[str]) -> tuple[str, str] | None:
     The newest telling line wins. Lines that log requests of clients tell nothing about the service.
     """
     for line in reversed(lines):
-        if _ACCESS_LOG.search(line):
+        if ACCESS_LOG.search(line):
             continue
         for failure_class, pattern in _CAUSE_PATTERNS.items():
             if pattern.search(line):
@@ -208,16 +219,14 @@ def classify(lines: Sequence[str]) -> tuple[str, str] | None:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """Return the newest line that names an exception, rather one that says what happened than one that points to it; or empty."""
-    found = [line for line in lines if _EXCEPTION.search(line) and not _ACCESS_LOG.search(line)]
-    telling = [line for line in found if not _POINTER.search(line)]
-    return shorten((telling or found or [""])[-1])
+    """Return the line with the exception of the process that failed first, or what tells best of its end; or empty."""
+    return shorten(_evidence.read(lines).culprit, _CULPRIT)
 
 
 def last_words(lines: Sequence[str]) -> str:
     """Return the newest line the service itself wrote (neither systemd nor an access log), or empty."""
     for line in reversed(lines):
-        if line and not _ACCESS_LOG.search(line) and not _SYSTEMD_LINE.search(line):
+        if line and not ACCESS_LOG.search(line) and not _SYSTEMD_LINE.search(line):
             return shorten(line)
     return ""
 
@@ -280,21 +289,34 @@ class UnitWatch:
         """Return how far the present life of the unit says it has come. Reads the journal at most every two seconds."""
         if self._read is None or self._now() - self._read >= _READ_EVERY:
             self._read = self._now()
-            self._startup = startup(this_life(self.journal(_WINDOW)))
+            self._startup = startup(self.life(_PROGRESS_WINDOW))
         return self._startup
+
+    def life(self, lines: int | None = None) -> list[str]:
+        """Return the last lines of the present life of the unit, oldest first, and none of the life before."""
+        invocation_id = self.state.invocation_id
+        if not invocation_id:
+            return this_life(self.journal(lines))
+        rc, out, _err = self._run(life_command(invocation_id, lines or self._lines))
+        return parse_journal(out) if rc == 0 else []
+
+    def evidence(self) -> tuple[list[str], str]:
+        """Return what the present life shows of its state, in lines and in the one line that tells of a failure or is the last."""
+        story = _evidence.read(self.life(_WINDOW))
+        return story.evidence(self._lines), shorten(story.culprit, _CULPRIT) or last_words(story.words)
 
     def _fault(self, failure_class: str, seen: str) -> Fault:
         if failure_class == "unit_not_found":
             return Fault(failure_class, seen, "an installed unit")
         life = last_life(self.journal(max(_WINDOW, self._lines)))
-        cause = classify(life)
-        evidence = life[-self._lines :] if self._lines else []
-        culprit = last_error(life) or last_words(life)
+        story = _evidence.read(life)
+        # The process that failed first knows why, the others know it from hearsay.
+        cause = classify(story.own) or classify(story.words)
+        culprit = shorten(story.culprit, _CULPRIT) or last_words(life)
         if cause:
-            failure_class, line = cause
-            culprit = shorten(line)
-            if line not in evidence:
-                evidence.insert(0, line)
+            failure_class = cause[0]
+            culprit = shorten(cause[1], _CULPRIT)
+        evidence = story.evidence(self._lines, cause[1] if cause else "")
         if self.state.result == "oom-kill":
             failure_class = "out_of_memory"
         last_exit = self.state.last_exit or _journal_exit(life)

@@ -35,6 +35,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._unit import UnitWat
 _READY_TIMEOUT = 30.0
 # systemd learns of a death a moment after the connection broke.
 _SETTLE = 3.0
+# Whoever refuses and does not say when to come back is asked after so many seconds, doubled each time.
+_BACK_OFF = (1.0, 10.0)
 _HISTORY = 100
 _READABLE = 4000
 # Failures seen from outside whose cause the unit's journal may tell.
@@ -63,6 +65,9 @@ class Verification:
         self._sleep = sleep
         self._resume: Mapping[str, Any] = options.get("resume") or {}
         self._breaks: int = self._resume.get("breaks") or 0
+        # Of refusals that may pass, the last: class, words, when its like began, when to ask again, and the seconds until then.
+        self._refused: dict[str, Any] = dict(self._resume.get("refused") or {})
+        self._refusal: Fault | None = None
         self._start = now()
         self._model: str | None = options["model"]
         self._request: dict[str, Any] | None = None
@@ -100,9 +105,9 @@ class Verification:
             self._run()
         except Fault as fault:
             if self._watch and fault.failure_class in _JOURNAL_HELPS:
-                journal = self._watch.journal()
-                fault.evidence += journal
-                fault.culprit = fault.culprit or last_words(journal)
+                lines, culprit = self._watch.evidence()
+                fault.evidence += lines
+                fault.culprit = fault.culprit or culprit
             self.result.update(
                 evidence=fault.evidence,
                 failure_class=fault.failure_class,
@@ -123,6 +128,9 @@ class Verification:
         ):
             if self._watch:
                 self._watch.check()
+            if self._elapsed() < self._refused.get("again_at", 0.0):
+                self._note("ready", self._refused["words"])
+                continue
             if self._is_ready():
                 try:
                     self._verify()
@@ -130,11 +138,15 @@ class Verification:
                     self._broken(exc)
                     continue
                 except Fault as fault:
+                    if self._may_pass(fault):
+                        continue
                     if fault.failure_class == "dead_engine":
                         self._settle()
                     raise
                 return
         if self._elapsed() >= options["timeout"]:
+            if self._refusal and self.result["status"] == 200:
+                raise self._refusal
             silent = self.result["status"] is None and not self._watch
             detail = self.result["history"][-1]["detail"]
             seen = f"GET {options['ready_path']} was not ready within {options['timeout']:g} s (last: {detail})"
@@ -203,6 +215,32 @@ class Verification:
         self.result["ready_after"] = None
         self._note("starting", str(exc))
 
+    def _may_pass(self, fault: Fault) -> bool:
+        """Whether to ask again after a refusal, and then when: as the server wants it, but not beyond the deadline."""
+        if not fault.patience:
+            return False
+        now, timeout, before = self._elapsed(), self._options["timeout"], self._refused
+        since = before["since"] if before.get("kind") == fault.failure_class else now
+        first, most = _BACK_OFF
+        pause = min(most, max(first, 2 * before.get("pause", 0.0)))
+        if fault.retry_after is not None:
+            pause = max(fault.retry_after, self._options["poll_interval"])
+        if now + pause >= min(timeout, since + fault.patience):
+            told = "" if fault.retry_after is None else f"it wants to be asked again in {fault.retry_after:g} s, "
+            fault.evidence.append(f"refused for {now - since:.0f} s, {told}the wait ends after {timeout:g} s")
+            return False
+        words = f"{str(fault).rpartition(', wanted ')[0]}; asking again after {pause:g} s"
+        self._refusal = fault
+        self._refused = {
+            "kind": fault.failure_class,
+            "words": words,
+            "since": since,
+            "again_at": now + pause,
+            "pause": pause,
+        }
+        self._note("ready", words)
+        return True
+
     def _settle(self) -> None:
         """Prefer the unit's own account of a death to the broken answer it caused."""
         if self._watch:
@@ -211,8 +249,10 @@ class Verification:
 
     def _hand_over(self) -> None:
         self.result.update(waiting=True, resume={"elapsed": self._elapsed(), "breaks": self._breaks})
+        if self._refused:
+            self.result["resume"]["refused"] = self._refused
         if self._watch:
-            self.result["last_log"] = last_words(self._watch.journal())
+            self.result["last_log"] = last_words(self._watch.life())
             self.result["resume"].update(restarts=self._watch.restarts, invocation_id=self._watch.invocation_id)
 
     def _note(self, phase: str, detail: str, startup: Startup | None = None) -> None:
@@ -256,9 +296,9 @@ class Verification:
             return self._curl("/v1/models")
         if failure_class == "buffered_stream":
             return self._curl(CHAT_PATH, self._payload(stream=True))
-        if failure_class == "slow":
+        if failure_class in ("overloaded", "slow"):
             return self._curl("/v1/metrics")
-        if failure_class in ("bad_response", "dead_engine", "refused_by_policy", "wrong_answer"):
+        if failure_class in ("bad_response", "dead_engine", "incomplete", "refused_by_policy", "wrong_answer"):
             if self._request is None and self._path != CHAT_PATH:
                 # Forms with files are more than a line can show.
                 return self._curl(VOICES_PATH if self._path == SYNTHESIZE_PATH else self._options["ready_path"])

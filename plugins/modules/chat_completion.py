@@ -17,6 +17,8 @@ description:
   - While it waits it also watches the systemd unit behind the endpoint (O(unit)) and stops within seconds when that
     has failed, stopped or restarted. The failure carries its class (RV(failure_class)), the evidence (RV(evidence)) and
     the command to run next (RV(next_command)).
+  - Who has too much to do (HTTP 429, 529, 503 with a full queue or a time to come back) is asked again, when it wants to be asked
+    (C(Retry-After)), until O(timeout). A proxy that reaches nothing behind it is given a few seconds.
   - The action plugin of the same name runs the wait in slices of O(max_wait) and shows its progress live. A lost
     connection to the host costs one slice. Interrupting and running the task again is safe at any time.
 extends_documentation_fragment:
@@ -259,6 +261,9 @@ options:
         description: Connections that broke although the endpoint was ready.
         type: int
         default: 0
+      refused:
+        description: The last refusal that may pass, and when to ask again.
+        type: dict
       restarts:
         description: Restart counter of the unit when the wait began.
         type: int
@@ -539,9 +544,10 @@ failure_class:
   description:
     - Class of the failure. None on success.
     - 'Of the endpoint: V(unreachable) nothing answered, V(starting) it was not ready in time, V(downloading) nor had its download
-      ended, V(dead_engine) it is ready but does not complete, V(wrong_model), V(bad_response) what it answers is not the API,
-      V(refused_by_policy) a guardrail or filter answered, V(wrong_answer) it is not what was expected, V(slow) it is but took
-      longer, V(buffered_stream) something keeps streams back, V(auth), V(tls).'
+      ended, V(dead_engine) it is ready but does not complete, V(overloaded) it had too much to do until O(timeout), V(incomplete) it
+      began an answer and gave it up, V(wrong_model), V(bad_response) what it answers is not the API, V(refused_by_policy) a guardrail
+      or filter answered, V(wrong_answer) it is not what was expected, V(slow) it is but took longer, V(buffered_stream) something
+      keeps streams back, V(auth), V(tls).'
     - 'Of the unit: V(unit_not_found), V(unit_stopped), V(unit_unreadable), V(crash_loop), or more exactly, as its journal
       says, V(out_of_memory), V(no_profile), V(auth), V(cache_permission), V(disk_full), V(port_in_use), V(image_missing),
       V(gpu_unavailable), V(driver_mismatch).'

@@ -20,6 +20,8 @@ description:
     counted, and RV(steps) and a warning say so.
   - Limits (O(gates)) and an earlier result (O(baseline)) turn numbers into a failure of class V(slow) that says what was
     seen and what was wanted.
+  - What is missing is a failure as well - a limit without its number, a step that was given up or never ran (RV(not_run)), a baseline
+    that cannot be compared, an answer that was begun and given up, a stream whose tokens came all at once (V(buffered_stream)).
   - The action plugin of the same name looks every few seconds how far the benchmark is and prints it. Meanwhile it goes on in a
     process of its own; a lost connection to the host costs one look. A benchmark that nobody looks after ends within three minutes.
 extends_documentation_fragment:
@@ -75,7 +77,8 @@ options:
   fixed_output:
     description:
       - Whether each answer is to have O(output_tokens) exactly, by C(ignore_eos) and C(min_tokens), which vLLM, and so NIM, knows.
-      - A server that refuses these is asked without them, with a warning.
+      - A server that refuses these is asked without them, with a warning. One that takes them and gives answers of other lengths has
+        a warning too, and RV(workload) says so.
     type: bool
     default: true
   prompts:
@@ -147,11 +150,12 @@ options:
   max_error_rate:
     description:
       - Share of the requests of a step, from 0 to 1, that may fail. Beyond it the task fails with the class of most failures.
-      - A step ends when nothing but failures comes, and no other begins.
+      - A step ends when nothing but failures comes, and no other begins. Then the task fails, whatever this share.
     type: float
     default: 0.0
   baseline:
-    description: Result of an earlier run, to compare with.
+    description:
+      - Result of an earlier run, to compare with. It must have every step of this one, the same workload and the same model.
     type: dict
   baseline_file:
     description: File on the controller with such a result as JSON.
@@ -246,11 +250,14 @@ steps:
       description: Requests that ended. C(completed) of them well, C(failed_requests) not; C(error_rate) is the share of these.
       type: int
     errors:
-      description: For each class of failure, how often (C(count)) and one in words (C(sample)).
+      description: For each class of failure, how often (C(count)), one in words (C(sample)), and a cure if that is not the class's own.
       type: dict
     aborted:
       description: Whether the step was given up because nothing but failures came.
       type: bool
+    last_error:
+      description: Class of the last failure of a step that was given up. None otherwise.
+      type: str
     duration_s:
       description: Seconds from the first request sent to the last content received.
       type: float
@@ -288,8 +295,11 @@ steps:
       description: Tokens of an answer, the mean.
       type: float
     tokens_from:
-      description: Who counted the tokens of the answers, V(usage) or V(chunks).
+      description: Who counted the tokens of the answers, V(usage), or V(chunks) where the server did not count those of each.
       type: str
+    long_answers:
+      description: Answers that have enough chunks to tell whether they came at one blow. C(kept_back) of them did.
+      type: int
     client_cpu_percent:
       description: Processor time of the client. Near 100 it measures itself.
       type: float
@@ -305,6 +315,11 @@ steps:
     timeline:
       description: What ended in each second, or longer span, of the step.
       type: list
+not_run:
+  description: The steps that were wanted and were not measured, each with its C(load) and C(level).
+  returned: always
+  type: list
+  elements: dict
 gates:
   description: Each gate at each of its steps, with what was seen and wanted, and whether it C(passed).
   returned: always
@@ -360,8 +375,10 @@ resume:
 failure_class:
   description:
     - Class of the failure. None on success.
-    - V(slow) for a gate, a regression, or requests that did not end in time; V(overloaded) when requests are refused with HTTP 429;
-      V(unreachable), V(tls), V(auth), V(wrong_model), V(bad_response), V(dead_engine) as in M(baremetal.nim.chat_completion).
+    - V(slow) for a gate, a regression, or requests that did not end in time; V(not_comparable) for a baseline of something else;
+      V(client_limit) when this host has no more files or ports for requests.
+    - V(overloaded), V(incomplete), V(buffered_stream), V(refused_by_policy), V(unreachable), V(tls), V(auth), V(wrong_model),
+      V(bad_response), V(dead_engine) as in M(baremetal.nim.chat_completion).
   returned: always
   type: str
   sample: slow
@@ -387,10 +404,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark, _probe
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark, _judgement, _probe
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
 from ansible_collections.baremetal.nim.plugins.module_utils._job import Job
 from ansible_collections.baremetal.nim.plugins.module_utils._load import Run
+
+# What to run next where it is not the endpoint that is to be asked.
+_NEXT = {"client_limit": "ulimit -Hn"}
 
 
 def measure(options: dict[str, Any], base: str, tick: Callable[[str, str], None]) -> dict[str, Any]:
@@ -412,6 +432,7 @@ def measure(options: dict[str, Any], base: str, tick: Callable[[str, str], None]
         "history": [],
         "model": options["model"],
         "next_command": None,
+        "not_run": [],
         "phase": "done",
         "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "steps": [],
@@ -420,18 +441,28 @@ def measure(options: dict[str, Any], base: str, tick: Callable[[str, str], None]
         "workload": {},
     }
     run = Run(options, base, tick)
-    fault: Fault | None
+    baseline = options["baseline"]
+    fault: Fault | None = None
     try:
-        result.update(run.run())
+        if baseline is not None:
+            # Before minutes of load, not after. What the server makes of fixed_output is seen only then.
+            asked = {key: value for key, value in _benchmark.workload(options).items() if key != "fixed_output"}
+            problems = _judgement.baseline_problems(baseline, _benchmark.planned(options), asked, options["model"])
+            if problems:
+                raise _judgement.not_comparable(problems)
+        run.run()
     except Fault as exc:
         fault = exc
-    else:
-        result["gates"] = _benchmark.judge(options["gates"], result["steps"])
-        if options["baseline"] is not None:
-            found, notes = _benchmark.compare(options["baseline"], result["steps"], options["baseline_tolerance"])
-            result["comparison"] = found
-            run.warnings += notes
-        fault = _benchmark.fault_of(result, options)
+    result.update(run.seen())
+    result["gates"] = _judgement.judge(options["gates"], result["steps"], result["not_run"])
+    if fault is None:
+        missing: list[str] = []
+        if baseline is not None:
+            missing = _judgement.baseline_problems(baseline, (), result["workload"], result["model"])
+            if not missing:
+                found = _judgement.compare(baseline, result["steps"], options["baseline_tolerance"])
+                result["comparison"], missing = found
+        fault = _judgement.fault_of(result, options, missing)
     result["warnings"] = run.warnings
     result["elapsed"] = round(time.monotonic() - begin, 3)
     if fault is not None:
@@ -441,7 +472,7 @@ def measure(options: dict[str, Any], base: str, tick: Callable[[str, str], None]
             failed=True,
             failure_class=fault.failure_class,
             evidence=fault.evidence,
-            next_command=" ".join([*command, shlex.quote(base + path)]),
+            next_command=_NEXT.get(fault.failure_class) or " ".join([*command, shlex.quote(base + path)]),
         )
         result["msg"] = f"{socket.gethostname()}: {base}: {fault}. {fault.cure} Next: {result['next_command']}"
     return result
@@ -466,7 +497,7 @@ def main() -> None:
     if options["baseline_file"]:
         try:
             with open(options["baseline_file"], encoding="utf-8") as file:
-                options["baseline"] = _benchmark.load_baseline(file.read(), options["baseline_file"])
+                options["baseline"] = _judgement.load_baseline(file.read(), options["baseline_file"])
         except (OSError, ValueError) as exc:
             module.fail_json(msg=str(exc))
     if options["run_id"] is None:

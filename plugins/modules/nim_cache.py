@@ -270,10 +270,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
+from ansible_collections.baremetal.nim.plugins.module_utils import _evidence, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, sentence, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
-from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify
+from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify, parse_journal
 
 #: Why root may not, and what helps.
 ROOT_SQUASH = (
@@ -579,14 +579,14 @@ class Stage:
         lines = self.journal(state)
         self.forget(unit)
         if state.get("ActiveState") == "failed":
-            evidence = [line for line in lines if line.strip()][-20:]
-            known = classify(evidence)
+            story = _evidence.read(parse_journal("\n".join(lines)))
+            known = classify(story.own) or classify(story.words)
             failure_class = known[0] if known else "staging_failed"
-            culprit = (known[1] if known else _staging.last_line(evidence)).strip().rstrip(".")
+            culprit = known[1] if known else story.culprit or _staging.last_line(story.words)
             self.fail(
-                f"{what} failed (exit status {state.get('ExecMainStatus')}): {culprit}.",
+                f"{what} failed (exit status {state.get('ExecMainStatus')}): {sentence(shorten(culprit, 500))}",
                 failure_class,
-                evidence,
+                story.evidence(20, known[1] if known else ""),
                 f"journalctl _SYSTEMD_INVOCATION_ID={state.get('InvocationID')}",
             )
         return True

@@ -13,7 +13,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import label_of, told
+from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import label_of
+from ansible_collections.baremetal.nim.plugins.module_utils._judgement import told
 from ansible_collections.baremetal.nim.plugins.plugin_utils._html import (
     COLOURS,
     ENDPOINT_HEADS,
@@ -44,6 +45,10 @@ _NAMES = {
     "goodput_per_s": "goodput/s",
     "error_rate": "error rate",
 }
+_STEP_HEADS = (
+    *("load", "ended", "requests", "errors", "tok/s", "req/s", "good/s", "TTFT p50", "TTFT p95", "TTFT p99"),
+    *("ITL p50", "ITL p99", "E2E p50", "E2E p99", "tok/s user", "client CPU %"),
+)
 _LOADS = {"closed": "concurrency", "open": "requests per second sent"}
 
 
@@ -55,11 +60,13 @@ def page(report: Mapping[str, Any]) -> str:
     failures = [entry for entry in entries if entry.get("failure")]
     hosts = len({entry.get("host") for entry in entries})
     lost = [entry for entry in endpoints if not entry.get("verified")]
-    verdict = (
-        f'<span class="bad">{len(failures)} of {len(entries)} benchmarks failed</span>'
-        if failures
-        else f'<span class="good">{len(entries)} of {len(entries)} benchmarks passed</span>'
-    )
+    verdict = f'<span class="good">{len(entries)} of {len(entries)} benchmarks passed</span>'
+    if failures or not entries:
+        told = f"{len(failures)} of {len(entries)} benchmarks failed" if entries else "nothing was measured"
+        verdict = f'<span class="bad">{told}</span>'
+    if lost:
+        # Of a host that was not reached, nobody knows what it has.
+        verdict += f', <span class="bad">{len(lost)} of {len(endpoints)} endpoints not verified</span>'
     parts = [
         "<h1>Benchmark of NIM endpoints</h1>",
         f"<p>{verdict}</p>",
@@ -115,20 +122,8 @@ def _benchmark(number: int, entry: Mapping[str, Any]) -> str:
         parts.append(f'<div class="plots">{plots}</div>')
     else:
         parts.append("<p>Nothing was measured.</p>")
-    if entry.get("steps"):
-        heads = [
-            "load",
-            "requests",
-            "errors",
-            "tok/s",
-            "req/s",
-            "good/s",
-            "TTFT p50",
-            "TTFT p95",
-            "TTFT p99",
-        ]
-        heads += ["ITL p50", "ITL p99", "E2E p50", "E2E p99", "tok/s user", "client CPU %"]
-        parts.append("<h3>Steps (latencies in ms)</h3>" + table(heads, [_step(step) for step in entry["steps"]]))
+    if entry.get("steps") or entry.get("not_run"):
+        parts.append("<h3>Steps (latencies in ms)</h3>" + table(_STEP_HEADS, _step_rows(entry)))
     if entry.get("gates"):
         rows = [
             [told(gate), gate["wanted"], result(not gate["passed"], "kept" if gate["passed"] else "not kept")]
@@ -158,12 +153,19 @@ def _benchmark(number: int, entry: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _step_rows(entry: Mapping[str, Any]) -> list[list[Any]]:
+    missing = [[label_of(step), result(True, "never ran")] for step in entry.get("not_run") or []]
+    empty = [None] * (len(_STEP_HEADS) - 2)
+    return [_step(step) for step in entry.get("steps") or []] + [row + empty for row in missing]
+
+
 def _step(step: Mapping[str, Any]) -> list[Any]:
     rates = [step.get(key) for key in ("output_tokens_per_s", "requests_per_s", "goodput_per_s")]
     latencies = [_stat(step, "ttft_ms", stat) for stat in ("p50", "p95", "p99")]
     latencies += [_stat(step, metric, stat) for metric in ("itl_ms", "e2e_ms") for stat in ("p50", "p99")]
     last = [_stat(step, "tokens_per_s_user", "mean"), step.get("client_cpu_percent")]
-    return [label_of(step), step.get("requests"), step.get("failed_requests"), *rates, *latencies, *last]
+    ended = result(bool(step.get("aborted")), "given up" if step.get("aborted") else "whole")
+    return [label_of(step), ended, step.get("requests"), step.get("failed_requests"), *rates, *latencies, *last]
 
 
 def _measured(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:

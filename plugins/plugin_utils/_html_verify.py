@@ -53,7 +53,7 @@ def page(report: Sequence[Entry], generated: str, environment: Mapping[str, Any]
     need_matplotlib()
     lost = [entry for entry in report if not entry.get("verified")]
     good = len(report) - len(lost)
-    verdict = result(bool(lost), f"{good} of {len(report)} endpoints verified")
+    verdict = result(bool(lost) or not report, f"{good} of {len(report)} endpoints verified")
     parts = [
         "<h1>Verification of NIM endpoints</h1>",
         f"<p>{verdict}</p>",

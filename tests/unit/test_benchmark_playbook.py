@@ -11,6 +11,8 @@ import pathlib
 
 import pytest
 import yaml
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
+from ansible_collections.baremetal.nim.plugins.plugin_utils._benchmark_options import OPTIONS, SET_BY_THE_STAGE
 from ansible_collections.baremetal.nim.tests.unit.role_play import HERE, play_book
 from ansible_collections.baremetal.nim.tests.unit.steady_server import MODEL, steady
 
@@ -87,6 +89,58 @@ def test_hosts_are_measured_and_reported(run, tmp_path):
 
 def faster(step):
     return {**step, "requests_per_s": step["requests_per_s"] * 10}
+
+
+def test_what_nobody_reads_is_refused_before_the_load(run):
+    """The table of what is refused is with the filter."""
+    options = {"gate": [{"metric": "ttft_ms", "max": 1}], "concurency": [1]}
+    code, output, report = run({"gpu01": [service("llama", NOBODY)]}, nim_benchmark=options)
+    assert code != 0 and report is None
+    words = "nim_benchmark: the unknown key 'gate'. Did you mean 'gates'?; the unknown key 'concurency'. Did you mean 'concurrency'?"
+    assert words in " ".join(output.split()), output
+    assert "Prove every endpoint" not in output
+
+
+def test_a_misspelt_variable_is_refused(run):
+    code, output, report = run({"gpu01": [service("llama", NOBODY)]}, nim_benchmark_basline="before.json")
+    assert code != 0 and report is None
+    assert "nim_benchmark_basline is read by nobody. Did you mean 'nim_benchmark_baseline'?" in " ".join(output.split())
+
+
+def test_options_may_be_a_text_as_the_command_line_gives_it(run):
+    with steady(ttft=0.05) as url:
+        options = json.dumps(
+            {"concurrency": [2], "requests": 3, "output_tokens": 4, "gates": [{"metric": "ttft_ms", "max": 1}]}
+        )
+        code, _output, report = run({"gpu01": [service("llama", url, model=MODEL)]}, nim_benchmark=options)
+    (found,) = report["benchmarks"]
+    assert (code, [step["level"] for step in found["steps"]], found["failure_class"]) == (2, [2], "slow")
+
+
+def test_every_option_of_the_module_is_read():
+    """Those that the stage refuses are set by nobody but itself."""
+    (entry,) = yaml.safe_load((ROOT / "playbooks/benchmark.yml").read_text())
+    block = next(task["block"] for task in entry["tasks"] if "block" in task)
+    given = next(task["baremetal.nim.nim_benchmark"] for task in block if "baremetal.nim.nim_benchmark" in task)
+    read = {name for name, value in given.items() if f"__nim_benchmark.{name} " in value}
+    assert read == set(OPTIONS)
+    assert set(OPTIONS) | set(SET_BY_THE_STAGE) == set(_benchmark.ARGUMENT_SPEC)
+
+
+def test_a_service_that_the_baseline_does_not_have_is_told(run, tmp_path):
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps({"benchmarks": [{"host": "gpu09", "service": "llama", "steps": []}]}))
+    with steady() as url:
+        code, _output, report = run({"gpu01": [service("llama", url, model=MODEL)]}, nim_benchmark_baseline=str(before))
+    (found,) = report["benchmarks"]
+    assert (code, found["failure_class"], found["steps"]) == (2, "not_comparable", [])
+    assert "or has none of this endpoint" in found["failure"]
+
+
+def test_a_run_that_measures_nothing_fails(run, tmp_path):
+    code, output, report = run({"gpu01": [service("embed", NOBODY, verify={"probes": ["embedding"]})]})
+    assert code == 2 and "No endpoint was measured, wanted one that chats on nim_servers" in output
+    assert report["benchmarks"] == [] and "nothing was measured" in (tmp_path / "report.html").read_text()
 
 
 def test_check_mode_sends_and_writes_nothing(run, tmp_path):

@@ -15,9 +15,12 @@ import sys
 import time
 
 import pytest
+from ansible_collections.baremetal.nim.plugins.module_utils import _refusal
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import Service
 from nim_server import MODEL, NimServer, send
+from refusals import DEAD as DEAD_FORMS
+from refusals import OVERLOADED
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "roles/nim_service/files/nim-watchdog"
 
@@ -120,6 +123,30 @@ def test_traffic(text, total):
 )
 def test_completion_fault(status, text, fault):
     assert watchdog.completion_fault(Answer(CHAT, status, text)) == fault
+
+
+@pytest.mark.parametrize(("status", "body", "headers"), OVERLOADED)
+def test_who_has_too_much_to_do_lives(status, body, headers):
+    answer = Answer(CHAT, status, body, any(name.lower() == "retry-after" for name in headers))
+    assert watchdog.completion_fault(answer) == ""
+
+
+@pytest.mark.parametrize(("status", "body", "words"), DEAD_FORMS)
+def test_who_is_dead_does_not(status, body, words):
+    # What says 503 without words may have too much to do.
+    silent = status == 503 and not watchdog._DEAD.search(body) and not watchdog._UPSTREAM.search(body)
+    assert bool(watchdog.completion_fault(Answer(CHAT, status, body))) is not silent
+    assert silent or words != "(no)"
+
+
+def test_an_error_that_came_with_http_200_is_read_too():
+    full = '{"error": {"message": "The request queue is full.", "code": 503}}'
+    assert watchdog.completion_fault(Answer(CHAT, 200, full)) == ""
+
+
+@pytest.mark.parametrize("name", ["_DEAD", "_OVERLOAD", "_UPSTREAM"])
+def test_the_watchdog_knows_the_words_that_the_verification_knows(name):
+    assert getattr(watchdog, name) == getattr(_refusal, name)
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------
@@ -291,6 +318,14 @@ def seen(**changes):
             "nim-llama: starting: HTTP 503 from GET /v1/health/ready (loading), 49000 s after its start, wanted HTTP 200 within"
             " 1800 s: restarting (1 of 3 in an hour)",
             id="never-ready",
+        ),
+        pytest.param(
+            state(suspect=True, failures=2),
+            seen(ready=Answer("GET /v1/health/ready", 503, "The request queue is full.")),
+            "ok",
+            state(alive_at=NOW),
+            "nim-llama: answers again",
+            id="too-much-to-do-for-its-health",
         ),
         pytest.param(
             IDLE,
@@ -510,6 +545,32 @@ def test_refusal_is_an_answer(host, status):
     with NimServer(replies={("POST", "/v1/chat/completions"): send(status, {"detail": "no"})}) as nim:
         host.record(nim.url, failures=1)
         assert host.run() == (0, "")
+
+
+def test_an_engine_with_too_much_to_do_is_never_restarted(host):
+    """Its readiness says so, its completions do, and its counters stand still: so many looks, and no restart."""
+
+    def busy(_nim, handler, _body):
+        handler.send_response(503)
+        handler.send_header("Retry-After", "30")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    full = send(500, {"error": "[StatusCode.UNAVAILABLE] Exceeds maximum queue size"})
+    for replies in ({("POST", "/v1/chat/completions"): busy}, {("POST", "/v1/chat/completions"): full}):
+        for ready in ({}, {("GET", "/v1/health/ready"): busy}):
+            with NimServer(replies={**replies, **ready, ("GET", "/metrics"): Counters(0)}) as nim:
+                host.record(nim.url, failures=1, start_timeout=1)
+                assert [host.run() for _ in range(4)] == [(0, "")] * 4
+    assert host.restarts == []
+
+
+def test_a_proxy_with_nothing_behind_it_is_a_failure(host):
+    gone = send(502, "<html><center><h1>502 Bad Gateway</h1></center></html>")
+    with NimServer(replies={("POST", "/v1/chat/completions"): gone}) as nim:
+        host.record(nim.url, failures=1)
+        code, said = host.run()
+    assert code == 0 and "dead_engine: HTTP 502" in said and "restarting (1 of 3 in an hour)" in said
 
 
 def test_start_is_waited_for_as_long_as_it_may_take(host):

@@ -11,8 +11,9 @@ import statistics
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
-from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Prompts, Reading, Record
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.module_utils._answers import Reading, Record
+from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Prompts
+from ansible_collections.baremetal.nim.tests.unit.answered import DONE, answered, content, failed
 
 
 def options(**changes):
@@ -24,71 +25,7 @@ def gate(metric="ttft_ms", **changes):
     return {"metric": metric, "stat": None, "min": None, "max": None, "at": None, **changes}
 
 
-def event(body):
-    return b"data: " + (body if isinstance(body, bytes) else json.dumps(body).encode()) + b"\n\n"
-
-
-def content(text="word", **delta):
-    return event({"choices": [{"delta": {"content": text, **delta}}]})
-
-
-def usage(prompt, completion):
-    return event(
-        {
-            "choices": [],
-            "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
-        }
-    )
-
-
-DONE = event(b"[DONE]")
-
-
-def answered(start, times, prompt=10, completion=None):
-    """A record as a stream gives it: content at these moments by a fake clock, and a usage chunk."""
-    record = Record(start)
-    reading = Reading(record)
-    reading.feed(content(""), start + 0.001)
-    for at in times:
-        reading.feed(content(), at)
-    reading.feed(usage(prompt, len(times) if completion is None else completion), times[-1] + 1)
-    reading.feed(DONE, times[-1] + 2)
-    reading.end(times[-1] + 2)
-    return record
-
-
-def failed(start, kind="unreachable"):
-    record = Record(start)
-    record.error, record.text = kind, f"it is {kind}"
-    return record
-
-
 # -- metrics -----------------------------------------------------------------------------------------------------------
-
-
-def test_metrics_of_a_request():
-    """Sent at 100; content at 100.2, 100.3, 100.5; the role, the usage and [DONE] are no content."""
-    record = answered(100.0, [100.2, 100.3, 100.5], completion=5)
-    found = record.metrics()
-    assert found["ttft_ms"] == pytest.approx(200)
-    assert found["e2e_ms"] == pytest.approx(500)
-    # Five tokens in three chunks: (500 - 200) / (5 - 1), and not by the two gaps.
-    assert found["itl_ms"] == found["tpot_ms"] == pytest.approx(75)
-    assert found["tokens_per_s_user"] == pytest.approx(1000 / 75)
-    assert list(record.gaps) == pytest.approx([0.1, 0.2])
-    assert (record.prompt_tokens, record.output_tokens, record.chunks) == (10, 5, 3)
-
-
-def test_one_token_has_no_time_between_tokens():
-    assert answered(1.0, [1.5]).metrics() == pytest.approx({"ttft_ms": 500, "e2e_ms": 500})
-
-
-def test_reasoning_is_output_too():
-    record = Record(0.0)
-    reading = Reading(record)
-    reading.feed(event({"choices": [{"delta": {"reasoning_content": "hm"}}]}), 0.1)
-    reading.feed(content() + DONE, 0.3)
-    assert (record.first, record.last, record.chunks) == (0.1, 0.3, 2)
 
 
 def test_without_usage_the_chunks_count():
@@ -174,43 +111,6 @@ def test_timeline():
     assert len(_benchmark.timeline([answered(0.0, [600.0])], 0.0)) == 60
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_stream_may_be_cut_anywhere():
-    whole = content("") + content("é") + b": ping\n\n" + content("b") + usage(7, 2) + DONE
-    for end in (b"\n", b"\r\n"):
-        body = whole.replace(b"\n", end)
-        for size in (1, 2, 3, 7, 64, len(body)):
-            record = Record(0.0)
-            reading = Reading(record)
-            for number, start in enumerate(range(0, len(body), size)):
-                reading.feed(body[start : start + size], float(number))
-            reading.end(99.0)
-            assert (record.chunks, record.output_tokens, record.prompt_tokens, record.done) == (2, 2, 7, True)
-
-
-@pytest.mark.parametrize(
-    ("body", "kind", "words"),
-    [
-        (content(), "bad_response", "without [DONE]"),
-        (DONE, "bad_response", "no content"),
-        (content() + event(b"{nonsense"), "bad_response", "nonsense"),
-        (content() + event([1]), "bad_response", "[1]"),
-        (event({"choices": [3]}), "bad_response", "choices"),
-        (event({"error": {"message": "EngineCore died", "code": 500}}), "dead_engine", "EngineCore died"),
-        (event({"object": "error", "message": "too long", "code": 400}), "bad_response", "too long"),
-    ],
-)
-def test_bad_streams(body, kind, words):
-    reading = Reading(Record(0.0))
-    with pytest.raises(Fault) as caught:
-        reading.feed(body, 0.1)
-        reading.end(0.2)
-    assert caught.value.failure_class == kind
-    assert words in str(caught.value)
-
-
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
@@ -293,100 +193,3 @@ def test_sound_options():
     assert _benchmark.levels(options()) == [1, 4, 16]
     sound = options(request_rate=[0.5], slo={"itl_ms": 30.0}, gates=[gate("goodput_per_s", min=0.4, at=0.5)])
     assert _benchmark.option_problems(sound) == []
-
-
-# -- judgement ---------------------------------------------------------------------------------------------------------
-
-
-def step(level, ttft=100.0, rate=10.0, load="closed", **changes):
-    spread = dict.fromkeys(_benchmark.STATISTICS, ttft)
-    return {
-        "load": load,
-        "level": level,
-        "requests": 10,
-        "completed": 10,
-        "failed_requests": 0,
-        "error_rate": 0.0,
-        "errors": {},
-        "ttft_ms": spread,
-        "itl_ms": None,
-        "output_tokens_per_s": rate * 10,
-        "requests_per_s": rate,
-        **changes,
-    }
-
-
-def judged(steps, gates=(), comparison=(), **changes):
-    result = {"steps": steps, "gates": _benchmark.judge(gates, steps), "comparison": list(comparison)}
-    return _benchmark.fault_of(result, options(**changes))
-
-
-def test_gates():
-    steps = [step(1, 100.0), step(4, 250.0)]
-    assert judged(steps, [gate(max=250.0), gate("requests_per_s", min=10.0)]) is None
-    fault = judged(steps, [gate(max=200.0, stat="p99"), gate("requests_per_s", min=11.0, at=1)])
-    assert fault.failure_class == "slow"
-    assert str(fault) == (
-        "concurrency 4: ttft_ms p99 250, wanted at most 200; concurrency 1: requests_per_s 10, wanted at least 11"
-    )
-    assert fault.evidence == [
-        "concurrency 4: ttft_ms p99 250, wanted at most 200",
-        "concurrency 1: requests_per_s 10, wanted at least 11",
-    ]
-
-
-def test_what_was_not_measured_does_not_pass():
-    fault = judged([step(1)], [gate("itl_ms", max=50.0)])
-    assert str(fault) == "concurrency 1: itl_ms p95 nothing measured, wanted at most 50"
-
-
-def test_many_gates_are_counted():
-    fault = judged([step(level) for level in range(1, 7)], [gate(max=1.0)])
-    assert str(fault).endswith("concurrency 3: ttft_ms p95 100, wanted at most 1 (and 3 more)")
-    assert len(fault.evidence) == 6
-
-
-def test_errors_come_before_gates():
-    errors = {"auth": {"count": 1, "sample": "no"}, "dead_engine": {"count": 4, "sample": "HTTP 500"}}
-    bad = step(4, failed_requests=5, error_rate=0.5, errors=errors)
-    fault = judged([step(1), bad], [gate(max=1.0)])
-    assert fault.failure_class == "dead_engine"
-    assert "concurrency 4: 5 of 10 requests failed (HTTP 500)" in str(fault)
-    assert fault.evidence[0] == "dead_engine: 4 times, such as: HTTP 500"
-    assert judged([bad], max_error_rate=0.5) is None
-    assert judged([step(1, completed=0)]).failure_class == "slow"
-
-
-def test_baseline():
-    before = {"steps": [step(1, 100.0, 10.0), step(4, 200.0, 30.0)]}
-    found, notes = _benchmark.compare(before, [step(1, 111.0, 9.5), step(4, 100.0, 20.0), step(8)], 10.0)
-    assert notes == ["the baseline has no concurrency 8"]
-    worse = {(line["step"], line["metric"], line["stat"]): line for line in found if line["regression"]}
-    assert set(worse) == {
-        ("concurrency 1", "ttft_ms", "p50"),
-        ("concurrency 1", "ttft_ms", "p95"),
-        ("concurrency 4", "output_tokens_per_s", None),
-        ("concurrency 4", "requests_per_s", None),
-    }
-    assert worse["concurrency 1", "ttft_ms", "p50"]["change_percent"] == 11.0
-    fault = judged([step(1)], comparison=found)
-    assert fault.failure_class == "slow"
-    assert "concurrency 1: ttft_ms p50 111, 100 before (+11.0 %)" in str(fault)
-    assert str(fault).endswith("and 1 more, wanted at most 10 % worse than the baseline")
-    assert not any(line["regression"] for line in _benchmark.compare(before, [step(1, 109.0, 9.1)], 10.0)[0])
-
-
-def test_a_baseline_of_the_other_load_is_none():
-    found, notes = _benchmark.compare({"steps": [step(4)]}, [step(4, load="open")], 10.0)
-    assert (found, notes) == ([], ["the baseline has no rate 4"])
-    assert _benchmark.compare({"x": 1}, [step(4)], 10.0)[1] == [
-        "the baseline has no steps: it is no result of nim_benchmark"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"), [("{", "is no JSON"), ("[]", "is no result"), ('{"steps": 1}', "is no result")]
-)
-def test_a_bad_baseline_file(text, words):
-    with pytest.raises(ValueError, match=words):
-        _benchmark.load_baseline(text, "before.json")

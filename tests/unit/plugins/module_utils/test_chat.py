@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _chat
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._events import Event
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, Fault, sentence, shorten
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, chunks, completion, usage
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 class FakeTime:
@@ -57,108 +55,6 @@ def test_payload_asks_for_usage_only_in_a_stream():
     assert plain == {"model": "m", "messages": messages, "max_tokens": 8, "temperature": 0.0}
     streamed = _chat.chat_payload("m", messages, 8, 0.0, stream=True)
     assert streamed == {**plain, "stream": True, "stream_options": {"include_usage": True}}
-
-
-@pytest.mark.parametrize(
-    ("stream", "events"),
-    [
-        pytest.param(b"data: a\n\ndata: b\n\n", ["a", "b"], id="plain"),
-        pytest.param(b"data: a\r\n\r\ndata: b\r\n\r\n", ["a", "b"], id="CRLF"),
-        pytest.param(b"data: a\r\rdata: b\r\r", ["a", "b"], id="CR"),
-        pytest.param(b": ping\n\ndata: a\n: keep-alive\n\n:\n\n", ["a"], id="comments"),
-        pytest.param(b"data: a\ndata: b\n\n", ["a\nb"], id="several lines of data"),
-        pytest.param(b"data:a\n\ndata:  b\n\n", ["a", " b"], id="one space after the colon belongs to it"),
-        pytest.param(b"event: message\nid: 7\nretry: 10\ndata: a\n\n", ["a"], id="other fields"),
-        pytest.param(b"event: ping\n\n\n\ndata: a\n\n", ["a"], id="events without data"),
-        pytest.param(b"\xef\xbb\xbfdata: a\n\n", ["a"], id="byte order mark"),
-        pytest.param("data: Grüße 🚀\n\n".encode(), ["Grüße 🚀"], id="UTF-8"),
-        pytest.param(b"data: a\xff\n\n", ["a\ufffd"], id="not UTF-8"),
-        pytest.param(b"data: a\n\ndata: [DONE]\n\n", ["a", "[DONE]"], id="done"),
-        pytest.param(b"data: a\n\ndata: cut", ["a"], id="unfinished event"),
-        pytest.param(b"database: a\n\n", [], id="another field that begins alike"),
-        pytest.param(b"", [], id="nothing"),
-    ],
-)
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_sse_data(stream, events, size):
-    cut = [stream[start : start + size] for start in range(0, len(stream), size)]
-    assert list(_chat.sse_data(cut)) == events
-
-
-def written(events, end, comments):
-    """A stream with these events, as a server may write it."""
-    lines = []
-    for index, event in enumerate(events):
-        lines += [": keep-alive", ""] if index in comments else []
-        lines += [f"data: {line}" for line in event.split("\n")] + ["event: message", ""]
-    return "".join(line + end for line in lines).encode()
-
-
-@given(
-    events=st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",)), max_size=20).flatmap(
-        lambda text: st.sampled_from([text, f"{text}\n{text}"])), max_size=6),
-    end=st.sampled_from(["\n", "\r\n", "\r"]),
-    comments=st.sets(st.integers(0, 5)),
-    cuts=st.lists(st.integers(0, 400), max_size=12),
-)  # fmt: skip
-def test_sse_data_gives_what_was_written_however_it_is_cut(events, end, comments, cuts):
-    stream = written(events, end, comments)
-    places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
-    parts = [stream[start:stop] for start, stop in itertools.pairwise(places)]
-    assert list(_chat.sse_data(parts)) == events
-
-
-@given(stream=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=12))
-def test_sse_data_of_any_bytes_does_not_depend_on_where_they_are_cut(stream, cuts):
-    places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
-    parts = [stream[start:stop] for start, stop in itertools.pairwise(places)]
-    assert list(_chat.sse_data(parts)) == list(_chat.sse_data([stream]))
-
-
-def test_sse_data_yields_each_event_as_soon_as_it_is_complete():
-    came = []
-
-    def source():
-        for part in (b"data: a\n\n", b"data: b\n", b"\n"):
-            came.append(part)
-            yield part
-
-    events = _chat.sse_data(source())
-    assert (next(events), len(came)) == ("a", 1)
-    assert (next(events), len(came)) == ("b", 3)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "failure_class", "words"),
-    [
-        (401, '{"error": {"message": "Unauthorized", "code": 401}}', "auth", "HTTP 401 from POST /x (Unauthorized)"),
-        (403, "<html>Forbidden</html>", "auth", "HTTP 403 from POST /x (<html>Forbidden</html>)"),
-        (404, '{"error": {"message": "The model `m` does not exist."}}', "wrong_model", "`m` does not exist"),
-        (404, '{"object": "error", "message": "The model `m` does not exist."}', "wrong_model", "`m` does not exist"),
-        (404, '{"detail": "Not Found"}', "bad_response", "Not Found"),
-        (400, '{"detail": [{"loc": ["body"], "msg": "field required"}]}', "bad_response", "field required"),
-        (301, "", "bad_response", "HTTP 301 from POST /x, wanted HTTP 200"),
-        (500, '{"error": {"message": "EngineCore encountered an issue."}}', "dead_engine", "EngineCore"),
-        (502, "<html>\n<h1>502 Bad Gateway</h1>\n</html>", "dead_engine", "502 Bad Gateway"),
-        (503, '"busy"', "dead_engine", "busy"),
-        (
-            400,
-            '{"error": {"message": "Blocked by content policy", "code": "content_filter"}}',
-            "refused_by_policy",
-            "Blocked",
-        ),
-        (403, '{"detail": "Request violates the usage policy"}', "refused_by_policy", "violates the usage policy"),
-        (422, '{"message": "NeMo Guardrails: input rail refused"}', "refused_by_policy", "Guardrails"),
-        (500, '{"message": "guardrails service is down"}', "dead_engine", "is down"),
-    ],
-)
-def test_http_fault(status, body, failure_class, words):
-    fault = _chat.http_fault("POST /x", status, body)
-    assert (fault.failure_class, words in str(fault)) == (failure_class, True), str(fault)
-
-
-def test_http_fault_passes_200():
-    assert _chat.http_fault("GET /x", 200, "anything") is None
 
 
 def test_parse_json_names_the_request_and_what_came():
@@ -271,7 +167,6 @@ def test_read_completion_leaves_details_of_the_usage_out():
     [
         ([], "no JSON object"),
         ({}, "choices is empty"),
-        ({"object": "error", "message": "x", "code": 500}, "object is 'error'"),
         (without("id"), "id is None"),
         (completion(id=""), "id is ''"),
         (completion(id=7), "id is 7"),
@@ -289,7 +184,7 @@ def test_read_completion_leaves_details_of_the_usage_out():
         (with_message(content=["x"]), "content is ['x']"),
         (with_message(content=None, reasoning_content="Let me think"), "raise max_tokens"),
         (with_choice(finish_reason=None), "finish_reason is None"),
-        (with_choice(finish_reason="abort"), "finish_reason is 'abort'"),
+        (with_choice(finish_reason="strange"), "finish_reason is 'strange'"),
         (without("usage"), "usage is None"),
         (completion(usage={**usage(), "total_tokens": 19}), "16 + 2 is not 19"),
         (completion(usage={**usage(), "prompt_tokens": "16"}), "usage.prompt_tokens is '16'"),
@@ -302,6 +197,31 @@ def test_read_completion_refuses(body, problem):
         _chat.read_completion(body, MODEL)
     assert caught.value.failure_class == "bad_response"
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "failure_class", "words"),
+    [
+        ({"object": "error", "message": "x broke", "code": 500}, "dead_engine", "broke off: x broke"),
+        ({"error": {"message": "The request queue is full.", "code": 503}}, "overloaded", "queue is full"),
+        ({"detail": "CUDA out of memory"}, "dead_engine", "CUDA out of memory"),
+        (with_choice(finish_reason="abort"), "incomplete", "given up (ready), finish_reason abort"),
+        (
+            with_choice(finish_reason={"type": "abort", "message": "queue is full", "status_code": 503}),
+            "overloaded",
+            "full",
+        ),
+        (
+            with_choice(error={"message": "Provider is overloaded", "code": 502}, finish_reason="error"),
+            "overloaded",
+            "overloaded",
+        ),
+    ],
+)
+def test_errors_that_came_with_http_200(body, failure_class, words):
+    with pytest.raises(Fault) as caught:
+        _chat.read_completion(body, MODEL)
+    assert (caught.value.failure_class, words in str(caught.value)) == (failure_class, True), str(caught.value)
 
 
 def test_read_completion_names_every_problem_at_once():
@@ -423,6 +343,9 @@ def test_stream_of_bad_chunks_names_the_first_few():
         ({"error": {"message": "EngineCore encountered an issue."}}, "dead_engine"),
         ({"object": "error", "message": "Engine loop is not running.", "code": 500}, "dead_engine"),
         ({"error": {"message": "max_tokens is too large", "code": 400}}, "bad_response"),
+        ({"error": {"message": "Rate limit reached", "code": "429"}}, "overloaded"),
+        ({"error": "Model is overloaded", "error_type": "overloaded"}, "overloaded"),
+        ({"message": "CUDA out of memory", "type": "server_error"}, "dead_engine"),
         (chunks(model="other")[0], "wrong_model"),
     ],
 )
@@ -432,6 +355,23 @@ def test_stream_stops_at_an_error_event(event, failure_class):
     with pytest.raises(Fault) as caught:
         stream.event(json.dumps(event), 0.2)
     assert caught.value.failure_class == failure_class
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (Event(None, "error", "CUDA out of memory"), "CUDA out of memory"),
+        (Event("CUDA out of memory", "error"), "CUDA out of memory"),
+        (Event('{"message": "CUDA out of memory", "code": 500}', "error"), "CUDA out of memory"),
+        (Event(None, "", '{"code":500,"message":"CUDA out of memory","type":"server_error"}'), "CUDA out of memory"),
+        (Event(None, "error"), "an error without words"),
+    ],
+)
+def test_stream_stops_at_an_event_that_is_an_error_by_its_form(event, words):
+    stream = _chat.Stream(MODEL)
+    with pytest.raises(Fault) as caught:
+        stream.take(event, 0.2)
+    assert (caught.value.failure_class, words in str(caught.value)) == ("dead_engine", True)
 
 
 def test_stream_that_a_policy_refuses():
@@ -459,3 +399,11 @@ def test_every_failure_class_has_a_cure_in_one_sentence(failure_class):
 )
 def test_shorten(text, line):
     assert shorten(text) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("It is so", "It is so."), ("It is so.", "It is so."), ("It is so. ", "It is so."), ("It is s...", "It is s...")],
+)
+def test_sentence_keeps_the_dots_of_what_was_shortened(text, said):
+    assert sentence(text) == said

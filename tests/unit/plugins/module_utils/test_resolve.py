@@ -69,7 +69,7 @@ def problems(*specs, host=HOST):
 #: The watchdog of a service that says nothing of it.
 WATCHED = {
     "enabled": True,
-    "format": 1,
+    "format": 2,
     "probe": "chat",
     "idle": 300,
     "timeout": 60,

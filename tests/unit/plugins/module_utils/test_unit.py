@@ -365,6 +365,7 @@ def test_last_error(lines, said):
 def test_commands_are_argument_lists():
     assert _unit.show_command(UNIT)[:2] == ["systemctl", "show"]
     assert _unit.show_command(UNIT)[-2:] == ["--", UNIT]
+    assert _unit.life_command(FIRST, 5)[:4] == ["journalctl", f"_SYSTEMD_INVOCATION_ID={FIRST}", "-n", "5"]
     assert _unit.journal_command(UNIT, 20) == [
         "journalctl", f"--unit={UNIT}", "-n", "20", "-o", "cat", "--all", "--no-pager",
     ]  # fmt: skip
@@ -383,9 +384,11 @@ def test_not_unit_names(name):
 class Host:
     """Stands for run_command: gives the next systemctl output, and the journal."""
 
-    def __init__(self, *shows, journal=()):
+    def __init__(self, *shows, journal=(), lives=None):
         self.shows = list(shows)
         self.lines = list(journal)
+        # Invocation to what that life of the unit wrote itself.
+        self.lives = lives or {}
         self.calls = []
         self.at = 0.0
 
@@ -396,7 +399,9 @@ class Host:
         self.calls.append(argv)
         if argv[0] == "journalctl":
             count = int(argv[argv.index("-n") + 1])
-            return 0, "".join(line + "\n" for line in self.lines[-count:]), ""
+            field, _equals, value = argv[1].partition("=")
+            lines = self.lines if field == "--unit" else self.lives[value]
+            return 0, "".join(line + "\n" for line in lines[-count:]), ""
         text = self.shows.pop(0) if len(self.shows) > 1 else self.shows[0]
         return (1, "", text) if text.startswith("Failed") else (0, text, "")
 
@@ -419,14 +424,15 @@ def test_watch_asks_at_most_once_a_second():
 
 
 def test_watch_tells_a_restart_with_its_cause_and_evidence():
-    noise = [f'File "/opt/nim/x.py", line {number}' for number in range(40)]
+    noise = [f"INFO loaded file {number}" for number in range(40)]
     host = Host(RUNNING, RESTARTED, journal=[*START, *VLLM_OOM, *noise, *ending(1), *START])
     fault = caught_by(_unit.UnitWatch(UNIT, host, lines=20), times=2)
     assert fault.failure_class == "out_of_memory"
     assert str(fault) == f"unit {UNIT} restarted 2 times during the wait (last exit status 1), wanted active"
-    assert len(fault.evidence) == 21
-    # The cause stands far above the last lines and is shown all the same.
-    assert fault.evidence[0] == VLLM_OOM[4]
+    assert len(fault.evidence) == 20
+    # The cause stands far above the last lines and is shown all the same, and nobody's who only heard of it.
+    assert fault.evidence[:2] == [VLLM_OOM[2], VLLM_OOM[4]]
+    assert not any(line.startswith("(APIServer") for line in fault.evidence)
     assert fault.culprit.startswith("(EngineCore_DP0 pid=272) ERROR")
     assert fault.of_unit
 
@@ -469,6 +475,27 @@ def test_watch_forgives_a_systemd_that_is_away_for_a_moment():
     for _count in range(6):
         watch.check(force=True)
     assert caught_by(watch).failure_class == "unit_unreadable"
+
+
+def test_the_present_life_is_none_of_the_life_before():
+    """A container that was started a moment ago has said nothing yet; what the one before said last is no progress of it."""
+    before = [*START, "Loading weights 4/4", "Uvicorn running on http://0.0.0.0:8000"]
+    # Not every end is in the journal: it is limited in rate and size.
+    host = Host(show(InvocationID=SECOND), journal=[*before, *START], lives={FIRST: before, SECOND: []})
+    watch = _unit.UnitWatch(UNIT, host, now=host.now)
+    watch.check(force=True)
+    assert (watch.life(), watch.startup(), watch.evidence()) == ([], None, ([], ""))
+    host.lives[SECOND], host.at = ["Loading model weights"], 5.0
+    assert watch.life() == ["Loading model weights"]
+    assert watch.startup().stage == "loading"
+    assert watch.evidence() == (["Loading model weights"], "Loading model weights")
+
+
+def test_a_life_without_an_invocation_begins_at_the_last_end():
+    host = Host(show(InvocationID=""), journal=["old", *ending(1), "new"])
+    watch = _unit.UnitWatch(UNIT, host)
+    watch.check(force=True)
+    assert watch.life() == [f"Stopped {UNIT} - NIM llama.", "new"]
 
 
 def test_journal_is_free_of_colours_and_empty_lines():

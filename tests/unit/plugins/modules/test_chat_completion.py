@@ -173,7 +173,7 @@ def test_result_is_what_the_documentation_says(call):
     assert set(result) - {"changed", "invocation"} == always
     text = " ".join(documented["failure_class"]["description"])
     # The others are of staging and of benchmarks alone.
-    others = ["cache_missing", "overloaded", "wrong_contract"]
+    others = ["cache_missing", "client_limit", "not_comparable", "wrong_contract"]
     assert [name for name in CURES if f"V({name})" not in text] == others
 
 
@@ -916,7 +916,7 @@ def test_a_unit_in_a_crash_loop_fails_in_seconds(fail, host):
     assert f"wanted active. Journal: {OOM} Free memory" in result["msg"]
     assert result["evidence"] == ["Loading weights", OOM, f"{UNIT}: Failed with result 'exit-code'."]
     assert result["next_command"] == "nvidia-smi"
-    assert f"--unit={UNIT} -n 500 -o cat --all --no-pager" in (folder / "journal.calls").read_text()
+    assert f"--unit={UNIT} -n 2000 -o cat --all --no-pager" in (folder / "journal.calls").read_text()
 
 
 @pytest.mark.parametrize(
@@ -947,6 +947,21 @@ def test_restarts_are_counted_from_the_first_slice(call, fail, host):
     assert (first["resume"]["restarts"], first["last_log"]) == (4, "Loading weights 3/4")
     result = fail(url, unit=UNIT, max_wait=0.3, resume=first["resume"])
     assert f"unit {UNIT} restarted 3 times during the wait, wanted active" in result["msg"]
+
+
+def test_progress_shows_nothing_of_the_life_before(call, host):
+    """The last line of the container before it is in the journal of the unit, and in that of its own start only."""
+    folder = host(RUNNING, journal=["Uvicorn running on http://0.0.0.0:8000"])
+    new = RUNNING["InvocationID"]
+    script = f'case "$1" in *INVOCATION_ID={new}) cat life;; --unit=*) cat journal;; esac'
+    (folder / "journalctl").write_text(f"#!/bin/sh\ncd {shlex.quote(str(folder))}\n{script}\n")
+    (folder / "life").write_text("")
+    url = f"http://127.0.0.1:{free_port()}"
+    first = call(url, unit=UNIT, max_wait=0.3)
+    assert (first["waiting"], first["last_log"], first["stage"]) == (True, "", None)
+    (folder / "life").write_text("waiting for the other ranks\n")
+    second = call(url, unit=UNIT, max_wait=0.3, resume=first["resume"])
+    assert second["last_log"] == "waiting for the other ranks"
 
 
 def test_a_unit_that_dies_during_the_probe_tells_why(fail, host):

@@ -16,8 +16,8 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.baremetal.nim.plugins.filter.nim_benchmark_html import nim_benchmark_html
 from ansible_collections.baremetal.nim.plugins.filter.nim_html import collection_version, nim_html
-from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
-from ansible_collections.baremetal.nim.plugins.module_utils._benchmark import Record
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark, _judgement
+from ansible_collections.baremetal.nim.plugins.module_utils._answers import Record
 from ansible_collections.baremetal.nim.plugins.module_utils._report import benchmarks, endpoints
 
 PLOTS = {"latency", "itl", "throughput", "histogram", "timeline"}
@@ -57,8 +57,8 @@ def host(name, service="llama", **result):
 def report():
     """One that passed, one with a hostile failure, one that measured nothing, one that was not reached."""
     steps = [step("closed", level, 0.05 * level) for level in (1, 4, 16)]
-    gates = _benchmark.judge([{"metric": "ttft_ms", "max": 300.0, "min": None, "at": None}], steps)
-    comparison, _notes = _benchmark.compare({"steps": [step("closed", 4, 0.1)]}, steps, 10.0)
+    gates = _judgement.judge([{"metric": "ttft_ms", "max": 300.0, "min": None, "at": None}], steps)
+    comparison, _notes = _judgement.compare({"steps": [step("closed", 4, 0.1)]}, steps, 10.0)
     hosts = [
         host("gpu01", steps=steps, gates=gates, comparison=comparison, elapsed=90.0, started="2026-11-24T04:00:00Z"),
         host(
@@ -124,7 +124,35 @@ def test_the_same_report_is_the_same_page():
 
 
 def test_an_empty_report():
-    assert "0 of 0 benchmarks passed" in nim_benchmark_html({})
+    assert '<span class="bad">nothing was measured</span>' in nim_benchmark_html({})
+
+
+def test_what_was_not_measured_is_on_the_page():
+    """A sweep whose second step was given up and whose third never ran; a service that nobody came to, and a host."""
+    one, four = step("closed", 1, 0.05), step("closed", 4, 0.1)
+    four.update(aborted=True, failed_requests=12)
+    not_run = [{"load": "closed", "level": 16}]
+    gates = _judgement.judge([{"metric": "ttft_ms", "max": 500.0, "at": 16}], [one, four], not_run)
+    spec = {"image": "x", "devices": [], "start_timeout": 60, "verify": {}, "url": "http://127.0.0.1:8001"}
+    embedding = {**spec, "name": "embed", "verify": {"probes": ["embedding"]}}
+    hosts = [
+        host(
+            "gpu01", steps=[one, four], not_run=not_run, gates=gates, failed=True, msg="m", failure_class="dead_engine"
+        ),
+        {"inventory_hostname": "gpu02", "nim_service_endpoints": [{**spec, "name": "llama"}, embedding]},
+        {"inventory_hostname": "gpu03"},
+    ]
+    found = benchmarks(hosts, "2026-11-24 04:00 UTC")
+    assert [(entry["host"], entry["service"]) for entry in found["benchmarks"]] == [
+        ("gpu01", "llama"),
+        ("gpu02", "llama"),
+    ]
+    assert "not measured" in found["benchmarks"][1]["failure"]
+    text = nim_benchmark_html(found)
+    for words in ("given up", "never ran", "concurrency 16: ttft_ms p95 nothing measured", "2 of 2 benchmarks failed"):
+        assert words in text, words
+    assert '<span class="bad">3 of 3 endpoints not verified</span>' in text
+    assert "benchmarks passed" not in text
 
 
 def test_without_the_library(monkeypatch):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socketserver
 import struct
 import time
@@ -13,8 +14,8 @@ from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
+from ansible_collections.baremetal.nim.plugins.module_utils._client import Client
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
-from ansible_collections.baremetal.nim.plugins.module_utils._load import Client
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer, chunks, sse
 from ansible_collections.baremetal.nim.tests.unit.serving import serving
 
@@ -72,7 +73,7 @@ class Talk(socketserver.BaseRequestHandler):
 
 def options(**changes):
     given = {name: fact.get("default") for name, fact in _benchmark.ARGUMENT_SPEC.items()}
-    return {**given, "request_timeout": 3.0, **changes}
+    return {**given, "request_timeout": 30.0, **changes}
 
 
 def ask(url, times=1, pause=0.0, **changes):
@@ -117,10 +118,13 @@ def test_answers(answer):
         (None, "dead_engine", "broke off"),
         ([CHUNKED[:400], None], "dead_engine", "broke off"),
         ([SSE + b"Content-Length: 9999\r\n\r\n" + BODY, None], "dead_engine", "broke off"),
-        ([SSE + b"\r\n" + BODY[:-20], None], "bad_response", "without [DONE]"),
+        ([SSE + b"\r\n" + b"".join(sse(chunks())[:2]), None], "incomplete", "without [DONE] and without finish_reason"),
         (b"nonsense\r\n\r\n", "bad_response", "'nonsense'"),
         (SSE + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "bad_response", "no HTTP"),
-        (b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nfull", "dead_engine", "HTTP 503"),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\nsick", "dead_engine", "HTTP 503"),
+        (b"HTTP/1.1 503 No\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n", "overloaded", "HTTP 503"),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 17\r\n\r\nthe queue is full", "overloaded", "queue is full"),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "dead_engine", "reaches nothing behind it"),
         (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "auth", "HTTP 401"),
         (b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n", "overloaded", "HTTP 429"),
         (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "bad_response", "HTTP 302"),
@@ -176,3 +180,16 @@ def test_models():
     with pytest.raises(Fault) as caught:
         asyncio.run(Client(options(), "https://" + nim.url[7:]).models())
     assert caught.value.failure_class == "unreachable"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EADDRNOTAVAIL])
+def test_what_this_host_lacks_is_not_the_endpoints_fault(monkeypatch, number):
+    async def refuse(*_args, **_more):
+        raise OSError(number, "words of the system")
+
+    async def run():
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+        return await Client(options(), "http://127.0.0.1:9").stream({"model": MODEL})
+
+    record = asyncio.run(run())
+    assert record.error == "client_limit" and "this host makes no more connections" in record.text
