@@ -1,24 +1,27 @@
-# The only entry points of this checkout. Everything lands in .venv and .lab; `make clean` removes both.
+# The only entry points of this checkout. Everything lands in .venv, .venv-* and .lab; `make clean` removes them.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-PYTHON ?= python3
+# Another Python than the one that fits (tests/versions.txt).
+PYTHON ?=
+# Another toolbox than .venv: CORE=2.21 has that ansible-core.
+export CORE ?=
 ENGINE ?= reference
 # reboot and dkms, which want kernels of their own, run by their names.
 SCENARIO ?= default driver faults lifecycle lifecycle-podman interrupted vllm
 # Checks that `make test` runs beside the scenarios.
-CHECKS ?= lint build unit
-V := .venv/bin
+CHECKS ?= lint build unit versions
+V := .venv$(addprefix -,$(CORE))/bin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export PYTHONPATH := $(CURDIR)/.venv/collections
 export LC_ALL := C.UTF-8
-# Tools look for their interpreter and each other in .venv first.
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Tools look for their interpreter and each other in the toolbox first.
+export PATH := $(CURDIR)/$(V):$(PATH)
 # No byte code in the tree, and none of the caller's Ansible settings.
 export PYTHONDONTWRITEBYTECODE := 1
 unexport ANSIBLE_COLLECTIONS_PATH ANSIBLE_INVENTORY ANSIBLE_ROLES_PATH
 
-.PHONY: help demo test lint unit molecule bench build lab docs clean venv tools docker machine
+.PHONY: help demo test lint unit molecule bench build matrix lab docs clean venv tools docker machine
 
 help: ## Show this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -38,6 +41,10 @@ unit: venv tools ## Pure functions, and modules against real local servers
 molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver faults lifecycle lifecycle-podman interrupted vllm reboot dkms"]
 	$(V)/python tests/suite.py $(SCENARIO)
 
+matrix: ## Lint, unit tests, build and a scenario with each ansible-core, and the hosts' part on their oldest Python [CORE=2.20] [SCENARIO=faults] [QUICK=1]
+	@$(MAKE) --no-print-directory CORE= venv tools $(if $(QUICK),,docker)
+	.venv/bin/python tests/matrix.py $(if $(QUICK),--quick) $(if $(filter file,$(origin SCENARIO)),,--scenario=$(SCENARIO)) $(CORE)
+
 bench: venv docker ## Ratios: remote calls, wall time, how soon readiness is noticed [STAGING=1]
 	$(V)/python tests/perf/$(if $(STAGING),staging,bench).py
 
@@ -50,7 +57,7 @@ docs: venv ## Regenerate the variables in README.md and the role pages
 lab: venv docker ## Start the lab's hosts without running anything on them
 	$(V)/python tests/lab/lab.py up --engine $(ENGINE)
 
-venv: ## Install the toolbox into .venv
+venv: ## Install the toolbox into .venv, or .venv-2.20 [CORE=2.20] [PYTHON=/path/to/python3.13]
 	@PYTHON=$(PYTHON) tests/lab/bootstrap venv
 
 tools: ## Install what unit tests run besides Python if it is missing
@@ -62,7 +69,7 @@ docker: venv ## Start a Docker engine if none runs
 machine: ## Install what starts virtual machines if it is missing
 	@tests/lab/bootstrap machine
 
-clean: ## Remove the lab, its images and .venv
+clean: ## Remove the lab, its images and the toolboxes
 	[ ! -x $(V)/python ] || $(V)/python tests/lab/lab.py down --all || true
 	tests/lab/bootstrap stop
-	rm -rf .venv .lab .ansible dist
+	rm -rf .venv .venv-* .lab .ansible dist

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-export PATH="$root/.venv/bin:$PATH" NO_COLOR=1 LC_ALL=C.UTF-8
+export PATH="$root/.venv${CORE:+-$CORE}/bin:$PATH" NO_COLOR=1 LC_ALL=C.UTF-8
 # Only what is installed below counts: neither the checkout nor its settings.
 unset ANSIBLE_CONFIG PYTHONPATH
 scratch=$(mktemp -d)

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import jinja2
+import versions
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -179,11 +180,46 @@ def readme() -> str:
         for option in spec["options"].values():
             if "options" in option:
                 parts.append(f"Keys of each entry of `nim_services`:\n\n{table(option['options'])}")
-    text = (ROOT / "README.md").read_text()
+    text = with_versions((ROOT / "README.md").read_text())
     begin, end = "<!-- variables:begin (make docs) -->", "<!-- variables:end -->"
     if begin not in text:
         return text
     return text[: text.index(begin) + len(begin)] + "\n\n" + "\n\n".join(parts) + "\n\n" + text[text.index(end) :]
+
+
+def with_versions(text: str) -> str:
+    """README.md with the line of its requirements and the rows of its support matrix that tests/versions.txt knows."""
+    lines = versions.versions()
+    known = [item for item in lines if item.name != versions.HOSTS]
+    spans: dict[str, list[str]] = {}
+    ran: dict[str, list[str]] = {}
+    rest: dict[str, list[str]] = {}
+    for item in known:
+        spans.setdefault(item.span, []).append(item.name)
+        if item.ran:
+            ran.setdefault(item.ran[-1], []).append(item.name)
+        if versions.text(item.newest) not in item.ran:
+            rest.setdefault(versions.text(item.newest), []).append(item.name)
+    controller = ", ".join(f"{listed(names, 'and')} on Python {span}" for span, names in spans.items())
+    first, others = known[0], listed([item.name for item in known[1:]], "or")
+    rows = [f"ansible-core {first.name} on Python {first.ran[0]} | yes | all of `make test`"]
+    how = f"`make matrix`: lint, unit tests, build, a molecule scenario; `make test` runs a part of that with {others}, in turn"
+    rows += [f"ansible-core {listed(names, 'and')} on Python {python} | yes | {how}" for python, names in ran.items()]
+    rows += [f"ansible-core {listed(names, 'and')} on Python {python} | no | not run" for python, names in rest.items()]
+    how = (
+        "their unit tests run by it, with the `requests` of Enterprise Linux 9; each module started as Ansible sends it"
+    )
+    rows += [f"modules on hosts with Python {item.ran[-1]} | yes | {how}" for item in lines[len(known) :] if item.ran]
+    text = re.sub(
+        r"^- Controller: .*?;", f"- Controller: ansible-core {controller};", text, count=1, flags=re.MULTILINE
+    )
+    old = r"^(\| (ansible-core|modules on hosts with Python) .*\n)+"
+    return re.sub(old, "".join(f"| {row} |\n" for row in rows), text, count=1, flags=re.MULTILINE)
+
+
+def listed(words: list[str], last: str) -> str:
+    """Words as a sentence lists them."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def operations() -> str:

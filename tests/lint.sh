@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Style, types, documentation. Every check runs, whatever the others say; the last line names those that failed.
+# Style, types, documentation: tests/lint.sh [CHECK...]. Every check, or every CHECK, runs, whatever the others say; the last line
+# names those that failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONPATH="$PWD/.venv/collections"
+export PATH="$PWD/.venv${CORE:+-$CORE}/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONPATH="$PWD/.venv/collections"
 export PYTHONDONTWRITEBYTECODE=1 NO_COLOR=1 LC_ALL=C.UTF-8
 # Where Ansible imports the collection from; mypy must know the plugins by the same names.
 plugins=.venv/collections/ansible_collections/baremetal/nim/plugins
-failed=()
+failed=() chosen=("$@") ran=0
 
 check() { # check NAME COMMAND...
   local name=$1 started=$SECONDS output
   shift
+  [[ ${#chosen[@]} = 0 || " ${chosen[*]/%/,} " = *" $name, "* ]] || return 0
+  ran=$((ran + 1))
   if output=$("$@" 2>&1); then
     printf 'ok      %-22s %3s s\n' "$name" "$((SECONDS - started))"
   else
@@ -34,8 +37,8 @@ no_exceptions() {
 mapfile -t scripts < <(shell_scripts)
 check 'ruff check' ruff check .
 check 'ruff format' ruff format --check .
-check mypy env MYPYPATH="$PWD/.venv/collections:$PWD/tests/lab" \
-  mypy "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py \
+check mypy env MYPYPATH="$PWD/.venv/collections:$PWD/tests/lab:$PWD/tests" \
+  mypy --cache-dir=".ansible/mypy${CORE:+-$CORE}" "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py tests/matrix.py \
   roles/nim_service/files/nim-watchdog
 check yamllint yamllint --strict .
 check shellcheck shellcheck --external-sources --severity=warning "${scripts[@]}"
@@ -49,4 +52,8 @@ if [ ${#failed[@]} -gt 0 ]; then
   printf 'lint: failed: %s\n' "$(IFS=,; echo "${failed[*]}")"
   exit 1
 fi
-echo 'lint: all checks passed'
+if [ ${#chosen[@]} -gt 0 ] && [ "$ran" != ${#chosen[@]} ]; then
+  echo "lint: $ran of the ${#chosen[@]} checks that were asked for are known: ${chosen[*]}"
+  exit 2
+fi
+echo "lint: all ${chosen:+chosen }checks passed"

@@ -2,7 +2,7 @@
 # Copyright: Contributors to the baremetal.nim collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs checks and scenarios side by side: tests/suite.py NAME... (lint, unit, build, or a scenario).
+"""Runs checks and scenarios side by side: tests/suite.py NAME... (lint, unit, build, versions, or a scenario).
 
 Each job has an output of its own below .lab/logs, which is shown whole when the job fails. A job that fails hides no other one: all run,
 then a table tells result, seconds and tests of each, then the exit status tells whether all passed. Each scenario has a lab of its own.
@@ -22,11 +22,18 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-LOGS = ROOT / ".lab/logs"
+#: Empty, or of another toolbox than .venv, which may run this at the same time, its end, such as -2.20.
+TOOLBOX = re.sub(r"^\.venv(?=-)|^.*", "", pathlib.Path(sys.prefix).name, count=1)
+LOGS = ROOT / f".lab/logs{TOOLBOX}"
+#: Whose vendors, networks and hosts these are.
+SITE = (os.environ.get("LAB_SITE") or "nimlab") + TOOLBOX.replace(".", "")
 #: Seconds after which a job is stopped. The longest takes a third of that.
 LIMIT = 2700
 #: Seconds between two lines that say what is under way.
 BEAT = 60
+CHECKS = ("lint", "unit", "build", "versions")
+#: What will not work with the next ansible-core.
+DEPRECATED = "[DEPRECATION WARNING]"
 #: What pytest counts, in its last line.
 COUNTS = re.compile(r"\b(\d+) (passed|failed|skipped|errors?)\b")
 
@@ -106,6 +113,8 @@ class Job:
             return f"FAILED ({code})"
         if self.tests and not self.counts().get("passed"):
             return "FAILED (no test ran)"
+        if DEPRECATED in text_of(self.log):
+            return "FAILED (deprecated)"
         return "passed"
 
 
@@ -116,23 +125,23 @@ def text_of(path: pathlib.Path) -> str:
 
 def plan(names: list[str]) -> list[Job]:
     """The jobs of those checks and scenarios, and what they need, in the order in which they begin."""
-    unknown = [name for name in names if name not in SCENARIOS and name not in ("lint", "unit", "build")]
+    unknown = [name for name in names if name not in SCENARIOS and name not in CHECKS]
     if unknown:
         sys.exit(
-            f"suite: unknown: {', '.join(unknown)}; wanted some of lint, unit, build, {', '.join(SCENARIOS)}.\n"
+            f"suite: unknown: {', '.join(unknown)}; wanted some of {', '.join([*CHECKS, *SCENARIOS])}.\n"
             'Such as: make molecule SCENARIO="default faults"'
         )
     lab = [sys.executable, "tests/lab/lab.py"]
     scenarios = {name: SCENARIOS[name] for name in names if name in SCENARIOS}
     jobs = []
     if scenarios:
-        jobs.append(Job("images", [*lab, "images"], 10000, {"LAB_SITE": "nimlab-images"}))
+        jobs.append(Job("images", [*lab, "images"], 10000, {"LAB_SITE": f"{SITE}-images"}))
     if any(item.nim == "vllm" for item in scenarios.values()):
         # Minutes on a fresh machine, and only this one scenario waits for it.
-        env = {"LAB_SITE": "nimlab-vllm-image"}
+        env = {"LAB_SITE": f"{SITE}-vllm-image"}
         jobs.append(Job("vllm-image", [*lab, "images", "--engine=vllm"], 9500, env, after=("images",)))
     if any(item.start == "converged" for item in scenarios.values()):
-        env = {"LAB_SITE": "nimlab-converge"}
+        env = {"LAB_SITE": f"{SITE}-converge"}
         jobs.append(Job("converge", [*lab, "converge"], 9000, env, after=("images",)))
     if "lint" in names:
         jobs.append(Job("lint", ["tests/lint.sh"], 8000, shown=r"."))
@@ -141,6 +150,10 @@ def plan(names: list[str]) -> list[Job]:
     if "unit" in names:
         shown = r"^(SKIPPED|world|\d+ passed)"
         jobs.append(Job("unit", ["make", "--no-print-directory", "unit"], 6000, tests=True, shown=shown))
+    if "versions" in names:
+        command = ["make", "--no-print-directory", "matrix", "QUICK=1", "CORE="]
+        shown = r"^(SKIPPED|matrix:|\d+ passed)"
+        jobs.append(Job("versions", command, 5000, {"TEST_JOBS": "1"}, tests=True, shown=shown))
     jobs += [scenario_job(name, item) for name, item in scenarios.items()]
     return sorted(jobs, key=lambda job: -job.seconds)
 
@@ -148,14 +161,14 @@ def plan(names: list[str]) -> list[Job]:
 def scenario_job(name: str, scenario: Scenario) -> Job:
     """The job of one scenario, with a lab of its own."""
     env = {
-        "LAB_SITE": f"nimlab-{name}",
-        "LAB_NAME": name,
+        "LAB_SITE": f"{SITE}-{name}",
+        "LAB_NAME": f"{name}{TOOLBOX}",
         "LAB_HOSTS": scenario.hosts,
         "LAB_ENGINE": scenario.nim,
         "LAB_FROM": scenario.start,
         "NIM_ENGINE": scenario.engine,
         # Two runs of one folder must not share molecule's state.
-        "MOLECULE_EPHEMERAL_DIRECTORY": str(ROOT / ".lab/ephemeral" / name),
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(ROOT / ".lab/ephemeral" / f"{name}{TOOLBOX}"),
         "MOLECULE_GLOB": "molecule/*/molecule.yml",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "NO_COLOR": "1",

@@ -19,10 +19,10 @@ _ERROR = re.compile(r"^(?:.*/)?([^/\s]+:\d+:(?:\d+:)? (?:fatal )?error: .*)$", r
 
 
 def _words(result: Mapping[str, Any]) -> str:
-    """What a result says of its failure; of a command that failed, Ansible only says that it did."""
+    """What a result says of its failure; of a command that failed, Ansible only says that it did, in each version in other words."""
     told = str(result.get("msg") or "")
     heard = str(result.get("stderr") or result.get("stdout") or "")
-    return (heard or told if told == "non-zero return code" else told or heard) or "unknown"
+    return (heard or told if "cmd" in result else told or heard) or "unknown"
 
 
 def driver_failure(result: Mapping[str, Any], log: str = "") -> dict[str, Any]:

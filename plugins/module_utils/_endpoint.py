@@ -258,8 +258,9 @@ def curl(url: str, options: Mapping[str, Any], payload: Mapping[str, Any] | None
 
 def reason(exc: BaseException) -> str:
     """Return the innermost cause of an error of requests in a few words, such as "connection refused"."""
-    while exc.__context__ is not None:
-        exc = exc.__context__
+    # An error that was raised "from None" hides what came before, as urllib3 1.26 does with its own first try.
+    while (inner := exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)) is not None:
+        exc = inner
     return shorten(getattr(exc, "strerror", None) or str(exc) or type(exc).__name__)
 
 

@@ -153,6 +153,7 @@ class SlicedAction(ActionBase):
             max_wait = length if resume else min(length, _FIRST_SLICE)
             # The clock of the controller counts: it knows of the time between the slices.
             slice_args = dict(args, max_wait=max_wait, resume=dict(resume, elapsed=elapsed))
+            result: dict[str, Any]
             try:
                 result = self._execute_module(module_name=self.module, module_args=slice_args, task_vars=task_vars)
                 if result.get("unreachable"):

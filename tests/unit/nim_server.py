@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any, Self
+from typing import Any
 
 MODEL = "meta/llama-3.1-8b-instruct"
 
@@ -67,7 +67,7 @@ class NimServer:
         self._thread = threading.Thread(target=self._httpd.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> NimServer:
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -14,8 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
-#: This machine is the host.
-HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+#: This machine is the host; `make matrix` gives its modules another Python.
+HERE = {
+    "ansible_connection": "local",
+    "ansible_python_interpreter": os.environ.get("HOST_PYTHON") or sys.executable,
+}
 #: A host that no task can reach: whatever needs a remote call fails.
 AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
 
@@ -71,7 +74,7 @@ def play_role(
         text=True,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, told_by(done.stdout + done.stderr)
 
 
 def play_book(
@@ -105,4 +108,10 @@ def play_book(
         stderr=subprocess.STDOUT,
         check=False,
     )
-    return done.returncode, done.stdout
+    return done.returncode, told_by(done.stdout)
+
+
+def told_by(output: str) -> str:
+    """What a play told; an error if that is something that the next ansible-core will refuse."""
+    assert "[DEPRECATION WARNING]" not in output, output
+    return output

@@ -17,6 +17,8 @@ APT = {
     "msg": "'/usr/bin/apt-get -y install x' failed: E: Sub-process /usr/bin/dpkg returned an error code (1)\n",
     "failed": True,
 }
+#: ansible-core 2.19 and 2.20 say that, 2.21 says it in other words.
+COMMAND = {"cmd": ["rhel-drivers", "install"], "rc": 1, "msg": "non-zero return code", "stdout": "", "stderr": ""}
 RECORDED = {**APT, "stdout": (FIXTURES / "apt-stdout.txt").read_text()}
 driver_failure = FilterModule().filters()["driver_failure"]
 
@@ -40,9 +42,11 @@ def test_log_that_is_gone_is_still_named():
     [
         ({"msg": "No package matching 'nvidia-open' is available"}, "No package matching 'nvidia-open' is available."),
         ({"msg": "", "stderr": "dkms:\n  not found"}, "dkms: not found."),
-        ({"msg": "non-zero return code", "stdout": "Looking", "stderr": "no drivers available"}, "no drivers available."),
-        ({"msg": "non-zero return code", "stdout": "no drivers\navailable", "stderr": ""}, "no drivers available."),
-        ({"msg": "non-zero return code", "stdout": "", "stderr": ""}, "non-zero return code."),
+        ({**COMMAND, "stdout": "Looking", "stderr": "no drivers available"}, "no drivers available."),
+        ({**COMMAND, "stdout": "no drivers\navailable"}, "no drivers available."),
+        ({**COMMAND, "msg": "The command exited with a non-zero return code.", "stderr": "no drivers available"}, "no drivers available."),
+        (COMMAND, "non-zero return code."),
+        ({**COMMAND, "msg": "Error executing command: rhel-drivers: No such file", "rc": 2}, "rhel-drivers: No such file."),
         ({}, "unknown."),
         (
             {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "fingerprint is A, wanted B."}]},

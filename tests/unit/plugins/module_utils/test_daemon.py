@@ -36,7 +36,7 @@ def test_parse(text, config):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"live-restore": true,}', "double quotes"),
+        ('{"live-restore": true,}', "double quotes|trailing comma"),
         ("live-restore: true\n", "Expecting value"),
         ("{", "Expecting property name"),
         ("[]", "holds a list, wanted an object"),

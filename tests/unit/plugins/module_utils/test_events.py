@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _events
 from hypothesis import given
@@ -58,14 +56,14 @@ def written(events, end, comments):
 def test_sse_data_gives_what_was_written_however_it_is_cut(events, end, comments, cuts):
     stream = written(events, end, comments)
     places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
-    parts = [stream[start:stop] for start, stop in itertools.pairwise(places)]
+    parts = [stream[start:stop] for start, stop in zip(places, places[1:])]
     assert list(_events.sse_data(parts)) == events
 
 
 @given(stream=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=12))
 def test_sse_data_of_any_bytes_does_not_depend_on_where_they_are_cut(stream, cuts):
     places = sorted({0, len(stream), *(min(cut, len(stream)) for cut in cuts)})
-    parts = [stream[start:stop] for start, stop in itertools.pairwise(places)]
+    parts = [stream[start:stop] for start, stop in zip(places, places[1:])]
     assert list(_events.sse_data(parts)) == list(_events.sse_data([stream]))
 
 

@@ -143,4 +143,4 @@ def test_slow():
 def test_problems(options, found):
     problems = _expect.problems(options)
     assert len(problems) == len(found)
-    assert all(text in problem for text, problem in zip(found, problems, strict=True))
+    assert all(text in problem for text, problem in zip(found, problems))

@@ -304,7 +304,7 @@ def test_good_service(changes, expected):
 def test_variable_that_is_nearly_a_known_one_is_told(env, notes):
     (service,) = resolve(spec(env=env))
     assert len(service["notes"]) == len(notes)
-    for note, words in zip(service["notes"], notes, strict=True):
+    for note, words in zip(service["notes"], notes):
         assert note.startswith("service llama: env has NIM_")
         assert words in note
 
@@ -926,7 +926,8 @@ def test_conflict(other, said):
 
 def test_conflicts_on_two_gpus_are_two_problems():
     found = problems(spec(gpus="all"), spec(name="phi", port=8001, gpus=[GPU1, 0]))
-    assert [gpu in problem for gpu, problem in zip((GPU1, GPU0), found, strict=True)] == [True, True]
+    first, second = found
+    assert GPU1 in first and GPU0 in second
 
 
 @pytest.mark.parametrize(

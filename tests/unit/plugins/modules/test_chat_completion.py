@@ -1048,7 +1048,7 @@ def certificate(folder, name, issuer=None, ca=False):
     """Write name.pem (certificate and key) for 127.0.0.1; return its path and what signs with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     issuer_name, issuer_key = issuer or (subject, key)
     built = (
         x509.CertificateBuilder()
@@ -1060,6 +1060,10 @@ def certificate(folder, name, issuer=None, ca=False):
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        # Python 3.13 refuses certificates without these.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .add_extension(x509.KeyUsage(True, False, False, False, False, ca, ca, False, False), critical=True)
         .sign(issuer_key, hashes.SHA256())
     )
     path = folder / f"{name}.pem"

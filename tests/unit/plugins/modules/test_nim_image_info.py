@@ -141,7 +141,7 @@ ADDRESS = "127.0.0.2"
 def certificates(tmp_path_factory):
     """By the address that they are for, self-signed certificates with their keys, as files."""
     folder = tmp_path_factory.mktemp("tls")
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     files = {}
     for address in (ADDRESS, "127.0.0.3"):
         key = ec.generate_private_key(ec.SECP256R1())
