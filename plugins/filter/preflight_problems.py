@@ -41,7 +41,7 @@ EXAMPLES = r"""
 - name: Refuse an unfit host
   ansible.builtin.assert:
     that: problems | selectattr('severity', 'equalto', 'error') | length == 0
-    fail_msg: "{{ problems | map(attribute='message') | join('\n') }}"
+    fail_msg: "{{ problems | map(attribute='message') | baremetal.nim.reasons }}"
   vars:
     problems: "{{ preflight_host | baremetal.nim.preflight_problems(wanted, services) }}"
 """

@@ -27,6 +27,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     WEIGHT_VARIABLES,
     WITHOUT_CHAT,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._reasons import listed
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT as NO_CHAT_PROBES
 
 #: Raised with the unit template: a new form of unit restarts every service once.
@@ -146,7 +147,7 @@ class ResolveError(ValueError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(f"- {problem}" for problem in self.problems))
+        super().__init__(listed(self.problems))
 
 
 def near(word: str, known: Iterable[str]) -> str:
