@@ -55,9 +55,21 @@ _value:
   elements: dict
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._preflight import preflight_problems
+from ansible_collections.baremetal.nim.plugins.module_utils import _preflight
+from ansible_collections.baremetal.nim.plugins.plugin_utils._source import of_options
+
+
+def preflight_problems(
+    host: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    services: list[dict[str, Any]],
+    requirements: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """See DOCUMENTATION."""
+    return _preflight.preflight_problems(host, wanted, services, requirements, of_options(wanted))
 
 
 class FilterModule:

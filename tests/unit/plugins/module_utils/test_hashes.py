@@ -51,7 +51,7 @@ ROWS = {
     "all that restarts": (
         {
             "port": 9000,
-            "bind_address": "0.0.0.0",
+            "bind_address": "::",
             "ulimits": ["stack=67108864"],
             "capabilities": ["SYS_PTRACE"],
             "read_only": True,
@@ -80,7 +80,7 @@ RECORDED = {
     "key at runtime": ("daa948ac458c9d77", "f3511fcfb1680632", "2f1c32b8679bab10"),
     "shared cache": ("3274e7e08dceead5", "f62b76687661dba0", "6f4f6536d6142e4a"),
     "parts of MIG": ("022f6d3827744a4d", "f3511fcfb1680632", "2f1c32b8679bab10"),
-    "all that restarts": ("56c34e71058e2557", "f3511fcfb1680632", "2f1c32b8679bab10"),
+    "all that restarts": ("f49ddc6923b352c9", "f3511fcfb1680632", "2f1c32b8679bab10"),
     "nothing of this restarts": ("05c355036e904091", "f3511fcfb1680632", "2f1c32b8679bab10"),
 }
 
