@@ -51,9 +51,16 @@ _value:
   type: dict
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._driver_plan import driver_plan
+from ansible_collections.baremetal.nim.plugins.module_utils import _driver_plan
+from ansible_collections.baremetal.nim.plugins.plugin_utils._source import of_options
+
+
+def driver_plan(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """See DOCUMENTATION."""
+    return _driver_plan.driver_plan(host, wanted, of_options(wanted))
 
 
 class FilterModule:

@@ -41,7 +41,7 @@ EXAMPLES = r"""
 - name: Refuse an unfit host
   ansible.builtin.assert:
     that: problems | selectattr('severity', 'equalto', 'error') | length == 0
-    fail_msg: "{{ problems | map(attribute='message') | join('\n') }}"
+    fail_msg: "{{ problems | map(attribute='message') | baremetal.nim.reasons }}"
   vars:
     problems: "{{ preflight_host | baremetal.nim.preflight_problems(wanted, services) }}"
 """
@@ -55,9 +55,21 @@ _value:
   elements: dict
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._preflight import preflight_problems
+from ansible_collections.baremetal.nim.plugins.module_utils import _preflight
+from ansible_collections.baremetal.nim.plugins.plugin_utils._source import of_options
+
+
+def preflight_problems(
+    host: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    services: list[dict[str, Any]],
+    requirements: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """See DOCUMENTATION."""
+    return _preflight.preflight_problems(host, wanted, services, requirements, of_options(wanted))
 
 
 class FilterModule:

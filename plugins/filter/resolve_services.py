@@ -13,7 +13,8 @@ author: The baremetal.nim maintainers (@baremetal-nim)
 description:
   - Turns the operator's list of services into a fully resolved one - image reference, contract, GPU devices, port,
     mounts, environment, limits and the hash of it all.
-  - Fails with every problem of every service in one message.
+  - Fails with every problem of every service in one message. Options that are text are refused where YAML has made a number, a date or a
+    truth of them (V(1.10), V(0755), V(on)), and variables of O(_input) that carry a secret.
 positional: _input, host
 options:
   _input:
@@ -81,6 +82,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.baremetal.nim.plugins.module_utils import _resolve
+from ansible_collections.baremetal.nim.plugins.module_utils._written import Sources
+from ansible_collections.baremetal.nim.plugins.plugin_utils import _source
 
 
 def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> list[dict[str, Any]]:
@@ -100,11 +103,19 @@ def resolve_services(services: Any, host: Mapping[str, Any], **options: Any) -> 
     if unknown:
         raise AnsibleFilterError(f"resolve_services: unknown options {', '.join(sorted(unknown))}")
     try:
-        return _resolve.resolve_services(services, host, {**defaults, **options})
+        return _resolve.resolve_services(services, host, {**defaults, **options, "written": written(services)})
     except _resolve.ResolveError as error:
         raise AnsibleFilterError(
             f"{host.get('hostname', 'host')}: nim_services cannot be deployed:\n{error}"
         ) from error
+
+
+def written(services: Any) -> dict[int, Sources]:
+    """How what is no text stands in the files of the operator, for each service by its position."""
+    return {
+        position: dict(_source.sources(spec))
+        for position, spec in enumerate(services if isinstance(services, (list, tuple)) else [])
+    }
 
 
 class FilterModule:

@@ -52,9 +52,16 @@ _value:
   type: dict
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._toolkit_plan import toolkit_plan
+from ansible_collections.baremetal.nim.plugins.module_utils import _toolkit_plan
+from ansible_collections.baremetal.nim.plugins.plugin_utils._source import of_options
+
+
+def toolkit_plan(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """See DOCUMENTATION."""
+    return _toolkit_plan.toolkit_plan(host, wanted, of_options(wanted))
 
 
 class FilterModule:

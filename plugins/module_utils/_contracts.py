@@ -282,9 +282,6 @@ CONTRACTS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: Variables that carry a secret: never in an env file, where ``docker inspect`` would show them.
-SECRET_VARIABLES = ("NGC_API_KEY", "NGC_CLI_API_KEY", "NVIDIA_API_KEY", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
-
 #: Variables that choose which weights an image downloads, or from where.
 WEIGHT_VARIABLES = (
     "NIM_MODEL_PROFILE",

@@ -16,12 +16,27 @@ from typing import Any
 from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data as data
 from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
 from ansible_collections.baremetal.nim.plugins.module_utils._system import upstream_version
+from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, option_problems
 
 Host = Mapping[str, Any]
 Wanted = Mapping[str, Any]
 _FAMILY = re.compile(f"(?:{data.FAMILY})$")
 _LOCKSTEP = re.compile(f"(?:{data.LOCKSTEP})$")
 _KERNEL = re.compile(f"(?:{data.KERNELS})$")
+
+
+#: What of the wanted driver is text.
+_TEXTS = (
+    "source",
+    "branch",
+    "version",
+    "flavour",
+    "kernel",
+    "mirror_url",
+    "mirror_suite",
+    "mirror_key_url",
+    "mirror_key_fingerprint",
+)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -83,8 +98,10 @@ def _url(host: Host, system: Mapping[str, Any]) -> str:
 # -- problems ------------------------------------------------------------------------------------------------------
 
 
-def _input_problems(wanted: Wanted) -> list[str]:
-    problems = []
+def _input_problems(wanted: Wanted, written: Mapping[str, Written]) -> list[str]:
+    problems = option_problems(wanted, {key: f"nvidia_driver_{key}" for key in _TEXTS}, written)
+    if problems:
+        return problems
     source, branch, version = wanted["source"], str(wanted["branch"]), str(wanted["version"] or "")
     if source not in data.SOURCES:
         problems.append(f"nvidia_driver_source is {source}, wanted one of {', '.join(data.SOURCES)}.")
@@ -632,10 +649,10 @@ def _preinstalled(host: Host, wanted: Wanted) -> dict[str, Any]:
     return _empty(host, wanted, problems)
 
 
-def driver_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
-    """The plan for a host; see the documentation of the filter for its keys."""
+def driver_plan(host: Host, wanted: Wanted, written: Mapping[str, Written] | None = None) -> dict[str, Any]:
+    """The plan for a host; see the documentation of the filter for its keys. WRITTEN: how what is no text stands in a file."""
+    problems = _input_problems(wanted, written or {})
     wanted = {**wanted, "version": str(wanted["version"] or "")}
-    problems = _input_problems(wanted)
     if problems:
         return _empty(host, wanted, problems)
     if wanted["source"] == "preinstalled":

@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data, _gpus, _toolkit_plan
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
-from ansible_collections.baremetal.nim.plugins.module_utils._resolve import near
+from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, near, option_problems
 
 GB = 10**9
 #: Every check by its name; each can be downgraded to a warning.
@@ -472,11 +472,33 @@ def _downgraded(problems: Iterable[Problem], asked: str | Iterable[str]) -> list
     ]
 
 
+#: What is text of that which preflight is asked for.
+_TEXTS = {
+    "supported_systems": "preflight_supported_systems",
+    "architectures": "preflight_architectures",
+    "min_python": "preflight_min_python",
+    "docker_version": "container_engine_version",
+}
+
+
+def _unquoted(wanted: Mapping[str, Any], written: Mapping[str, Written]) -> list[Problem]:
+    """Versions and names of which YAML has made numbers. It is no check of the host, so none that could only warn."""
+    python, source = wanted["min_python"], written.get("min_python")
+    if isinstance(python, float) and (source.text == str(python) if source else python != 3.1):
+        # Nothing is lost of 3.11; only 3.10 is another one without its zero.
+        wanted = {**wanted, "min_python": str(python)}
+    toolkit = {"version": (wanted.get("toolkit") or {}).get("version")}
+    told = option_problems(wanted, _TEXTS, written)
+    told += option_problems(toolkit, {"version": "nvidia_container_toolkit_version"})
+    return [{"check": "options", "message": text, "severity": "error"} for text in told]
+
+
 def preflight_problems(
     host: Mapping[str, Any],
     wanted: Mapping[str, Any],
     services: list[dict[str, Any]],
     requirements: Mapping[str, Any] | None = None,
+    written: Mapping[str, Written] | None = None,
 ) -> list[Problem]:
     """Every reason against this host, as ``check``, ``message`` and ``severity`` (error or warning); empty when it is fit.
 
@@ -484,13 +506,14 @@ def preflight_problems(
     holds ``supported_systems``, ``architectures``, ``min_systemd``, ``min_python``, ``min_memory_gb``, ``max_clock_skew``
     (s), ``controller_time`` (s since 1970), ``driver_plan`` (the result of driver_plan), ``disk_gb`` (path to GB per
     service that is not deployed yet) and, where they are known, ``engine``, ``docker_version`` (to be installed), ``toolkit``
-    (``version``, ``feature_flags``) and ``warn_only`` (names of checks).
+    (``version``, ``feature_flags``) and ``warn_only`` (names of checks). WRITTEN: how of it what is no text stands in a file.
     """
     deployed = {name for name, now in host["services"].items() if now.get("record")}
     installs = sum(service["state"] == "present" and service["name"] not in deployed for service in services)
     plan = wanted["driver_plan"]
     needs = requirements or {}
     problems = [
+        *_unquoted(wanted, written or {}),
         *_platform(host, wanted),
         *_gpu_problems(host, plan["source"]),
         *_in_use(host, plan),

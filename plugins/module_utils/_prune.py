@@ -180,7 +180,7 @@ def plan_caches(
 def plan_images(
     images: Iterable[Mapping[str, Any]], known: Iterable[str], used: Mapping[str, str], blind: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Images to ``remove`` (with ``bytes`` and all ``references``) and to ``keep``; those of other repositories are in neither.
+    """Images to ``remove`` (with ``bytes``, ``id`` and all ``references``) and to ``keep``; those of other repositories are in neither.
 
     IMAGES are items of ``image inspect`` of either engine, KNOWN the repositories of this collection, USED who uses an id or a
     reference. BLIND tells what could not be read: it may name any image, so none is removed.
@@ -205,14 +205,36 @@ def plan_images(
                     "reason": "no service refers to it",
                     "bytes": int(image.get("Size") or 0),
                     "references": references,
+                    "id": image["Id"],
                 }
             )
     return plan
 
 
-def told(removed: Iterable[Mapping[str, Any]], kept: Iterable[Mapping[str, Any]], freed: int, check: bool) -> list[str]:
-    """What was done, for people; what is kept because it is used goes without saying."""
-    lines = [f"{'would free' if check else 'freed'} {amount(freed)}"]
+def gain(places: Sequence[Mapping[str, Any]], check: bool) -> str:
+    """What the disk gained or would gain, for people. PLACES have ``path``, ``bytes`` and whether that is ``all`` of it."""
+    total = sum(place["bytes"] for place in places)
+    if total < 0:
+        return f"the disk gained nothing: others wrote {amount(-total)} meanwhile"
+    verb = (
+        ("would gain about" if all(place["all"] for place in places) else "would gain at least") if check else "gained"
+    )
+    parts = ", ".join(f"{amount(max(0, place['bytes']))} in {place['path']}" for place in places)
+    return f"the disk {verb} {amount(total)}" + (f" ({parts})" if len(places) > 1 else "")
+
+
+def told(
+    removed: Sequence[Mapping[str, Any]],
+    kept: Iterable[Mapping[str, Any]],
+    places: Sequence[Mapping[str, Any]],
+    check: bool,
+) -> list[str]:
+    """What was done, for people; what is kept because it is used goes without saying. PLACES: what the disk gained where."""
+    if not removed:
+        lines = ["nothing to remove"]
+    else:
+        apparent = amount(sum(item["bytes"] for item in removed))
+        lines = [f"{'would remove' if check else 'removed'} {apparent} (apparent), {gain(places, check)}"]
     lines += [
         f"{'would remove' if check else 'removed'} {item['path']}, {amount(item['bytes'])}: {item['reason']}"
         for item in removed

@@ -16,18 +16,29 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _gpus
+from ansible_collections.baremetal.nim.plugins.module_utils import _gpus, _secrets
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
     NATIVE_PROTOCOL,
     PROOFS_WITHOUT_CHAT,
     PROTOCOL_LABEL,
     RESERVED_VARIABLES,
-    SECRET_VARIABLES,
     WEIGHT_VARIABLES,
     WITHOUT_CHAT,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._reasons import listed
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT as NO_CHAT_PROBES
+from ansible_collections.baremetal.nim.plugins.module_utils._written import (
+    BOOLEANS,
+    Entry,
+    Sources,
+    as_bool,
+    as_int,
+    near,
+    number_problem,
+    seen,
+    text_problem,
+)
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 2
@@ -62,6 +73,7 @@ KEYS = {
     "offline",
     "cache_seed",
     "env",
+    "env_in_clear",
     "log_format",
     "log_rate",
     "otel_endpoint",
@@ -82,6 +94,8 @@ KEYS = {
     "watchdog",
 }
 GPU_KEYS = {"count", "memory_gb"}
+#: More GPUs than any server has: YAML reads 1:0 as this number.
+SIXTY = 60
 #: Options of chat_completion that say what is asked and expected, not how the endpoint is reached.
 VERIFY_KEYS = {
     "audio_file",
@@ -111,6 +125,21 @@ VERIFY_KEYS = {
 WATCHDOG_NUMBERS = {"idle": (300, 1, 86400), "timeout": (60, 1, 600), "failures": (3, 1, 100), "limit": (3, 1, 8)}
 WATCHDOG_KEYS = {"enabled", "probe", *WATCHDOG_NUMBERS}
 WATCHDOG_PROBES = ("chat", "health")
+#: Options of VERIFY_KEYS that are texts, or lists of them.
+VERIFY_TEXTS = (
+    "audio_file",
+    "expect_finish_reason",
+    "expect_profile",
+    "expect_regex",
+    "expect_script",
+    "image_file",
+    "language",
+    "probes",
+    "prompt",
+    "prompts",
+    "url",
+    "voice",
+)
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -122,7 +151,6 @@ _CAPABILITIES = (
     " PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE"
     " SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
 )
-_BOOLEANS = ("1", "yes", "true", "on", "y", "t", "0", "no", "false", "off", "n", "f")
 #: Docker and systemd give :, %, $, quotes and spaces a meaning.
 _DIRECTORY = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._+@=,-]+){2,}")
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
@@ -146,13 +174,7 @@ class ResolveError(ValueError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(f"- {problem}" for problem in self.problems))
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """ " Did you mean X?" where X is the nearest known word; empty when none is near."""
-    match = difflib.get_close_matches(word, sorted(known), n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
+        super().__init__(listed(self.problems))
 
 
 def digest_of(value: Any) -> str:
@@ -160,54 +182,34 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def as_int(value: Any) -> int | None:
-    """The integer that a YAML value, a survey answer or an extra variable means; None if it means none."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return int(value)
-    text = str(value).strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
-
-
-def as_bool(value: Any) -> bool:
-    """Truth of a YAML value or of a survey answer."""
-    return value if isinstance(value, bool) else str(value).strip().lower() in ("1", "yes", "true", "on", "y", "t")
-
-
-class Service:
+class Service(Entry):
     """Resolves one entry of nim_services; collects problems instead of raising."""
 
-    def __init__(self, spec: Mapping[str, Any], host: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.spec, self.host, self.defaults = spec, host, defaults
-        self.name = str(spec.get("name", ""))
-        self.problems: list[str] = []
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        host: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        written: Sources | None = None,
+    ) -> None:
+        super().__init__(spec, written)
+        self.host, self.defaults = host, defaults
+        self.name = "" if spec.get("name") is None else str(spec["name"])
         self.notes: list[str] = []
+        #: Variables that may be seen though they are, or look like, secrets.
+        self.clear: list[str] = []
         #: Whether name and tag alone told the contract, as nobody has told the image's label.
         self.guessed = False
 
     def problem(self, text: str) -> None:
-        """Notes a problem of this service."""
-        self.problems.append(f"service {self.name or '(without a name)'}: {text}")
-
-    def number(self, key: str, default: Any, low: int, high: int) -> int:
-        """An integer option within bounds."""
-        value = as_int(self.spec.get(key, default))
-        if value is None or not low <= value <= high:
-            self.problem(f"{key} is {self.spec.get(key, default)!r}, wanted an integer from {low} to {high}.")
-            return 0
-        return value
-
-    def choice(self, key: str, default: str, known: Iterable[str]) -> str:
-        """An option with named values."""
-        value = str(self.spec.get(key, default))
-        if value not in set(known):
-            self.problem(f"{key} is {value!r}, wanted one of {', '.join(sorted(known))}.{near(value, known)}")
-        return value
+        """Notes a problem of this service, once."""
+        told = f"service {self.name or '(without a name)'}: {text}"
+        if told not in self.problems:
+            self.problems.append(told)
 
     def image(self) -> dict[str, Any]:
         """Registry, repository, tag, digest and the reference to pull."""
-        image, tag, digest = (str(self.spec.get(key) or "") for key in ("image", "tag", "digest"))
+        image, tag, digest = (self.text(key) for key in ("image", "tag", "digest"))
         match = _IMAGE.fullmatch(image)
         if not match:
             self.problem(
@@ -276,11 +278,14 @@ class Service:
             return ["all"]
         if isinstance(wanted, Mapping):
             return []
-        items = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        several = isinstance(wanted, (list, tuple))
+        items = wanted if several else [wanted]
         if not items:
             self.problem("gpus is an empty list; name indices or uuids, or say gpus: all.")
         names = []
-        for item in items:
+        for position, item in enumerate(items):
+            if self.not_a_gpu(item, ("gpus", position) if several else ("gpus",)):
+                continue
             index = as_int(item)
             name = str(item) if index is None else str(index)
             parts = _gpus.divided(name, self.host.get("gpus") or [])
@@ -294,6 +299,25 @@ class Service:
         if len({device.key if (device := _gpus.find(name, present)) else name for name in names}) != len(names):
             self.problem(f"gpus names one GPU twice: {', '.join(names)}.")
         return names
+
+    def not_a_gpu(self, item: Any, path: tuple[Any, ...]) -> bool:
+        """Notes what YAML has made of a part of MIG, 1:0, or of a word; whether it has."""
+        written = self.written.get(path)
+        if isinstance(item, str):
+            return False
+        said = "" if isinstance(item, int) and not isinstance(item, bool) else text_problem("gpus", item, written)
+        if item is None:
+            said = "gpus has an empty item; name an index, a uuid or a part of MIG."
+        if not said and number_problem("gpus", item, written):
+            said = f'gpus names {seen(item, written)}; quote a part of MIG: "{written.text if written else item}".'
+        if not said and written is None and item >= SIXTY:
+            # Base 60: 1:0 is 60, 2:3 is 123.
+            said = (
+                f'gpus names {item}, which no server has; was it a part of MIG? Quote it: "{item // 60}:{item % 60}".'
+            )
+        if said:
+            self.problem(said)
+        return bool(said)
 
     def gpu_request(self) -> dict[str, int] | None:
         """How many GPUs of which memory the service wants, when it does not name them."""
@@ -318,6 +342,7 @@ class Service:
         if not isinstance(given, Mapping):
             self.problem(f"env is {type(given).__name__}, wanted a dictionary of variables.")
             given = {}
+        self.clear = self.in_clear()
         env = dict(contract["env"])
         if self.offline():
             env.update(contract["offline_env"])
@@ -327,27 +352,45 @@ class Service:
         if self.spec.get("profile") and contract["prefetch_profile_option"]:
             env["NIM_MODEL_PROFILE"] = str(self.spec["profile"])
         for key, value in given.items():
-            # YAML true is "true" to a container, as in a compose file.
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            if key in SECRET_VARIABLES:
-                self.problem(
-                    f"env has {key}; a key there is shown by docker inspect. Set ngc_api_key instead: it is used to stage,"
-                    " and handed to a service that says key_at_runtime."
-                )
-            elif key in RESERVED_VARIABLES:
+            if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                quote = "" if isinstance(key, str) else "; quote it, if it is one"
+                self.problem(f"env has {key!r}, which is no name of a variable{quote}.")
+                continue
+            secret = _secrets.refusal(key, "" if value is None else str(value), key in self.clear)
+            if secret:
+                self.problem(secret)
+                continue
+            text = self.word(f"env has {key}", value, ("env", key), f'{key}: "{{}}"')
+            if text is None:
+                continue
+            if key in RESERVED_VARIABLES:
                 self.problem(f"env has {key}; {RESERVED_VARIABLES[key]} instead.")
             elif key in contract["renamed"]:
                 self.problem(
                     f"env has {key}, which images of this generation do not read; wanted {contract['renamed'][key]}."
                 )
-            elif not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(key)):
-                self.problem(f"env has {key!r}, which is no name of a variable.")
             elif "\n" in text:
                 self.problem(f"env variable {key} has a line break, which an env file cannot hold.")
             else:
                 env[str(key)] = text
                 self.spelling(str(key), contract["variables"])
         return env
+
+    def in_clear(self) -> list[str]:
+        """Variables that the operator lets everybody see who may use the container engine."""
+        given = self.spec.get("env_in_clear") or []
+        if not isinstance(given, (list, tuple)):
+            self.problem(f"env_in_clear is {given!r}, wanted a list of names of variables in env.")
+            return []
+        names = self.words("env_in_clear", given)
+        env = self.spec.get("env")
+        known = [str(key) for key in env] if isinstance(env, Mapping) else []
+        for name in names:
+            if name in _secrets.NGC_VARIABLES:
+                self.problem(f"env_in_clear has {name}, for which there is ngc_api_key; take it out of both.")
+            elif name not in known:
+                self.problem(f"env_in_clear has {name}, which is not in env.{near(name, known)}")
+        return names
 
     def start_budget(self, contract: Mapping[str, Any]) -> int:
         """Seconds that a start may take: the contract's, and more for weights that take long to load."""
@@ -357,12 +400,18 @@ class Service:
 
     def offline(self) -> bool:
         """Whether the service has no network to the weights."""
-        return as_bool(self.spec.get("offline", self.defaults.get("offline", False)))
+        return self.flag("offline", as_bool(self.defaults.get("offline", False)))
 
     def telemetry(self, contract: Mapping[str, Any]) -> dict[str, str]:
         """Variables that send traces and metrics to a collector."""
-        endpoint = str(self.spec.get("otel_endpoint") or "")
+        endpoint = self.text("otel_endpoint")
         if not endpoint:
+            return {}
+        if _secrets.formed_so(endpoint):
+            self.problem(
+                f"otel_endpoint has {_secrets.formed_so(endpoint)} in it, which docker inspect shows; name a collector on the host"
+                " that adds it."
+            )
             return {}
         if not re.fullmatch(r"https?://\S+", endpoint):
             self.problem(
@@ -379,8 +428,11 @@ class Service:
             self.problem(
                 f"prefetch is {type(given).__name__}, wanted a list of words, or an empty list to stage nothing."
             )
-        command = [str(word) for word in given] if isinstance(given, (list, tuple)) else list(contract["prefetch"])
-        profile = str(self.spec.get("profile") or "")
+        command = self.words("prefetch", given) if isinstance(given, (list, tuple)) else list(contract["prefetch"])
+        secret = _secrets.formed_so(" ".join(command))
+        if secret:
+            self.problem(f"prefetch has {secret} in it, which ps shows to every user; take it out.")
+        profile = self.text("profile")
         if profile and not contract["prefetch_profile_option"]:
             self.problem(
                 f"profile is {profile!r}, but images of this generation have none;"
@@ -392,7 +444,7 @@ class Service:
 
     def cache_seed(self) -> str:
         """Tarball or directory on the host from which the weights come instead of a download."""
-        path = str(self.spec.get("cache_seed") or "")
+        path = self.text("cache_seed")
         if path and not path.startswith("/"):
             self.problem(f"cache_seed is {path!r}, wanted the absolute path of a tarball or directory on the host.")
         return path
@@ -418,7 +470,7 @@ class Service:
 
     def bind_address(self) -> str:
         """Address that the endpoint listens on."""
-        address = str(self.spec.get("bind_address") or self.defaults["bind_address"])
+        address = self.text("bind_address") or str(self.defaults["bind_address"])
         try:
             ipaddress.ip_address(address)
         except ValueError:
@@ -427,12 +479,12 @@ class Service:
 
     def cache(self) -> dict[str, Any]:
         """Where the cache is, whether it is only read, and where the marker of what is staged there is kept."""
-        path, default = str(self.spec.get("cache_path") or ""), f"{self.defaults['cache_root']}/{self.name}"
+        path, default = self.text("cache_path"), f"{self.defaults['cache_root']}/{self.name}"
         if path and not _DIRECTORY.fullmatch(path):
             self.problem(
                 f"cache_path is {path!r}, wanted an absolute directory such as /mnt/nim/llama, of plain characters."
             )
-        read_only = as_bool(self.spec.get("cache_read_only", False))
+        read_only = self.flag("cache_read_only")
         return {
             "cache": path or default,
             "cache_read_only": read_only,
@@ -441,8 +493,9 @@ class Service:
 
     def shm_size(self, contract: Mapping[str, Any]) -> str:
         """Size of the shared memory of the container, as docker run takes it."""
-        size = str(self.spec.get("shm_size") or contract["shm_size"])
-        if not _SIZE.fullmatch(size):
+        given = self.spec.get("shm_size") or contract["shm_size"]
+        size = self.word("shm_size", given, ("shm_size",), 'shm_size: "{}"') or ""
+        if size and not _SIZE.fullmatch(size):
             self.problem(f"shm_size is {size!r}, wanted a size such as 16g.")
         return size
 
@@ -482,6 +535,9 @@ class Service:
         key = self.defaults.get("api_key")
         if not as_bool(self.spec.get("key_at_runtime", False)) or key is None:
             return ""
+        if not isinstance(key, str):
+            self.problem("key_at_runtime is true, but the key is no text; quote ngc_api_key.")
+            return ""
         if not key:
             self.problem("key_at_runtime is true, but there is no key; set ngc_api_key, or take the option away.")
         elif re.search(r"\s", key):
@@ -497,6 +553,13 @@ class Service:
         for key in given:
             if key not in VERIFY_KEYS:
                 self.problem(f"verify has the unknown key {key!r}.{near(str(key), VERIFY_KEYS)}")
+            elif key in VERIFY_TEXTS:
+                items = given[key] if isinstance(given[key], (list, tuple)) else [given[key]]
+                for position, item in enumerate(items):
+                    path = ("verify", key, position) if isinstance(given[key], (list, tuple)) else ("verify", key)
+                    said = text_problem(f"verify.{key}", item, self.written.get(path))
+                    if said:
+                        self.problem(said)
         url = given.get("url")
         if url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", str(url)):
             self.problem(f"verify.url is {url!r}, wanted where clients reach it, such as https://llm.example.com.")
@@ -516,7 +579,7 @@ class Service:
             if key not in WATCHDOG_KEYS:
                 self.problem(f"watchdog has the unknown key {key!r}.{near(str(key), WATCHDOG_KEYS)}")
         enabled = given.get("enabled", True)
-        if str(enabled).strip().lower() not in _BOOLEANS:
+        if str(enabled).strip().lower() not in BOOLEANS:
             self.problem(f"watchdog is {enabled!r}, wanted true, false or a dictionary such as {{idle: 600}}.")
         probe = str(given.get("probe") or (contract["watchdog_probe"] if chats else "health"))
         if probe not in WATCHDOG_PROBES:
@@ -542,7 +605,10 @@ class Service:
 
     def resolve(self) -> dict[str, Any]:
         """The resolved service; problems are in self.problems."""
-        if not _NAME.fullmatch(self.name):
+        said = text_problem("name", self.spec.get("name"), self.written.get(("name",)))
+        if said:
+            self.problem(said)
+        elif not _NAME.fullmatch(self.name):
             self.problem(f"name is {self.name!r}, wanted lower-case letters, digits and hyphens, at most 48.")
         for key in self.spec:
             if key not in KEYS:
@@ -564,8 +630,8 @@ class Service:
         }
         if state == "absent":
             # What is only read is somebody else's.
-            read_only = as_bool(self.spec.get("cache_read_only", False))
-            return {**common, "remove_cache": as_bool(self.spec.get("remove_cache", False)) and not read_only}
+            read_only = self.flag("cache_read_only")
+            return {**common, "remove_cache": self.flag("remove_cache") and not read_only}
         image = self.image()
         contract_name = self.contract(image["image"], image["repository"], image["tag"])
         contract = CONTRACTS[contract_name]
@@ -581,10 +647,10 @@ class Service:
             **image,
             "contract": contract_name,
             "contract_guessed": self.guessed,
-            "model": str(self.spec.get("model") or ""),
+            "model": self.text("model"),
             "gpus": gpus,
             "gpu_request": self.gpu_request(),
-            "gpu_shared": as_bool(self.spec.get("gpu_shared", False)),
+            "gpu_shared": self.flag("gpu_shared"),
             "memory_variable": contract["memory_variable"],
             "bind_address": bind,
             "port": port,
@@ -598,11 +664,13 @@ class Service:
             "uid": self.number("uid", contract["uid"], 0, 2**31),
             "gid": self.number("gid", contract["gid"], 0, 2**31),
             "env": env,
+            # They go another way than the others wherever there is one.
+            "env_hidden": sorted(key for key in env if key in self.clear and _secrets.found(key, env[key])),
             "shm_size": self.shm_size(contract),
             "ulimits": self.ulimits(contract),
             "capabilities": self.capabilities(contract),
-            "read_only": as_bool(self.spec.get("read_only", False)),
-            "key_at_runtime": as_bool(self.spec.get("key_at_runtime", False)),
+            "read_only": self.flag("read_only"),
+            "key_at_runtime": self.flag("key_at_runtime"),
             "key_digest": self.key_digest(),
             "start_timeout": self.number("start_timeout", self.start_budget(contract), 1, 86400),
             "log_rate": self.number("log_rate", 10000, 0, 10**7),
@@ -698,7 +766,8 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
 
     HOST is the result of gpu_host_info; DEFAULTS holds ``cache_root``, ``config_dir``, ``state_dir``, ``bind_address``,
     ``offline``, ``cache_size_gb``, ``engine``, ``api_key``, the key for services that serve with it (None: not known here), and
-    ``told``, what registries said of images (nim_image_info). Raises ResolveError with every problem of every service.
+    ``told``, what registries said of images (nim_image_info), and ``written``, for each service by its position how its values stand in
+    the operator's files (_written.Sources), as far as that is known. Raises ResolveError with every problem of every service.
     """
     engine = defaults.get("engine", "docker")
     if engine not in UNIT_PATHS:
@@ -706,11 +775,11 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     if not isinstance(services, (list, tuple)):
         raise ResolveError([f"nim_services is {type(services).__name__}, wanted a list of services."])
     resolved, problems = [], []
-    for spec in services:
+    for position, spec in enumerate(services):
         if not isinstance(spec, Mapping):
             problems.append(f"nim_services has {spec!r}, wanted a dictionary with name, image and tag.")
             continue
-        service = Service(spec, host, defaults)
+        service = Service(spec, host, defaults, (defaults.get("written") or {}).get(position))
         resolved.append(service.resolve())
         problems += service.problems
     present = [service for service in resolved if service["state"] != "absent"]

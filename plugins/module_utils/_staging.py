@@ -17,17 +17,29 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NA
 KEY_FROM_STDIN = 'IFS= read -r NGC_API_KEY && export NGC_API_KEY && exec "$@"'
 
 
-def transient_unit(name: str, description: str, argv: Sequence[str], key_file: str | None = None) -> list[str]:
+def transient_unit(
+    name: str, description: str, argv: Sequence[str], key_file: str | None = None, env_file: str | None = None
+) -> list[str]:
     """The systemd-run command that starts ARGV as a unit of its own, so that it outlives the play and its connection.
 
     The unit stays after it ended (RemainAfterExit), so that whoever comes back can read how. KEY_FILE becomes its
-    standard input: systemd has opened it when systemd-run returns (Type=exec).
+    standard input, ENV_FILE has variables for it: systemd has read both when systemd-run returns (Type=exec).
     """
     command = ["systemd-run", "--quiet", f"--unit={name}", f"--description={description}"]
     properties = ["Type=exec", "RemainAfterExit=yes", "KillMode=mixed", "Environment=HOME=/root"]
     if key_file:
         properties.append(f"StandardInput=file:{key_file}")
+    if env_file:
+        properties.append(f"EnvironmentFile={env_file}")
     return [*command, *(f"--property={item}" for item in properties), "--", *argv]
+
+
+def environment_file(variables: Mapping[str, str]) -> str:
+    """Text of a file of variables as systemd reads it."""
+    # Within double quotes a backslash keeps these four as they are (systemd.exec(5)).
+    return "".join(
+        '{}="{}"\n'.format(key, re.sub(r'([\\"`$])', r"\\\1", value)) for key, value in sorted(variables.items())
+    )
 
 
 def pull_command(engine: str, image: str) -> list[str]:
@@ -61,6 +73,9 @@ def stage_command(engine: str, service: Mapping[str, Any], image: Mapping[str, A
         command += ["--ulimit", limit]
     for key, value in sorted({**service["env"], **service["prefetch_env"]}.items()):
         command += ["--env", f"{key}={value}"]
+    for key in sorted(service["secret_env"]):
+        # By its name: the engine's client has it in its environment, which ps does not show.
+        command += ["--env", key]
     for name, target in sorted(service["mounts"].items()):
         command += ["--volume", f"{service['path']}{f'/{name}' if name else ''}:{target}"]
     config = image.get("Config") or {}

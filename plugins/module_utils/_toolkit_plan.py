@@ -15,10 +15,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, option_problems
 
 Host = Mapping[str, Any]
 Wanted = Mapping[str, Any]
 
+#: What of the wanted toolkit is text, and how its variable ends.
+_TEXTS = {
+    "version": "version",
+    "repository_url": "repository_url",
+    "key_url": "repository_key_url",
+    "key_fingerprint": "repository_key_fingerprint",
+    "engine": "engine",
+    "feature_flags": "cdi_feature_flags",
+}
 #: They only work in one and the same version.
 PACKAGES = (
     "libnvidia-container1",
@@ -73,8 +83,11 @@ def _fingerprint(wanted: Wanted) -> str:
 # -- problems ----------------------------------------------------------------------------------------------------------
 
 
-def _input_problems(wanted: Wanted) -> list[str]:
-    problems = []
+def _input_problems(wanted: Wanted, written: Mapping[str, Written]) -> list[str]:
+    names = {key: f"nvidia_container_toolkit_{name}" for key, name in _TEXTS.items()}
+    problems = option_problems(wanted, names, written)
+    if problems:
+        return problems
     version = str(wanted["version"])
     if not re.fullmatch(r"\d+\.\d+\.\d+(~rc\.\d+)?-\d+", version):
         problems.append(
@@ -303,10 +316,10 @@ def _smoke(host: Host) -> list[dict[str, Any]]:
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-def toolkit_plan(host: Host, wanted: Wanted) -> dict[str, Any]:
-    """The plan for a host; see the documentation of the filter for its keys."""
+def toolkit_plan(host: Host, wanted: Wanted, written: Mapping[str, Written] | None = None) -> dict[str, Any]:
+    """The plan for a host; see the documentation of the filter for its keys. WRITTEN: how what is no text stands in a file."""
     wanted = {"feature_flags": [], **wanted}
-    problems = _input_problems(wanted)
+    problems = _input_problems(wanted, written or {})
     manager = host["os"]["package_manager"]
     if manager not in REPOSITORIES:
         problems.append(

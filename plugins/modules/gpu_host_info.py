@@ -376,7 +376,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _credentials, _host, _survey, _system
+from ansible_collections.baremetal.nim.plugins.module_utils import _cache, _credentials, _host, _survey, _system
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 
 UNIT_PROPERTIES = (
@@ -608,12 +608,14 @@ class HostReader:
             stat = os.stat(path)
         except OSError:
             return None
+        staged = kept or _host.parse_marker(self.read(marker) if os.path.isfile(marker) else "")
         return {
             "path": path,
             "uid": stat.st_uid,
             "gid": stat.st_gid,
             "mode": f"{stat.st_mode & 0o7777:04o}",
-            "staged": kept or _host.parse_marker(self.read(marker) if os.path.isfile(marker) else ""),
+            # A marker outlives what it tells of where it lies elsewhere, or was left alone.
+            "staged": None if staged and _cache.emptied(path, staged) else staged,
         }
 
     def recorded(self) -> set[str]:

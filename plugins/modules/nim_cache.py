@@ -138,6 +138,10 @@ options:
     description: Variables of the service. They choose profile and source of the weights.
     type: dict
     default: {}
+  secret_env:
+    description: Further variables, which are in no argument list, unit or output. Their container has them for all to see who may use the engine.
+    type: dict
+    default: {}
   contract:
     description: Generation of the image. An image whose label tells another one is refused.
     type: str
@@ -263,14 +267,13 @@ import errno
 import json
 import os
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _evidence, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _cache, _evidence, _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, sentence, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify, parse_journal
@@ -282,6 +285,8 @@ ROOT_SQUASH = (
 )
 KEY_DIR = "/run/nim"
 POLL = 0.25
+#: What the times of a file system may lie behind the clock, in seconds.
+CLOCK_SLACK = 0.1
 
 
 def key_path(unit: str) -> str:
@@ -289,22 +294,9 @@ def key_path(unit: str) -> str:
     return os.path.join(KEY_DIR, f"{unit}.key")
 
 
-def look_through(path: str) -> dict[str, Any]:
-    """``files`` and ``bytes`` below a directory, each file opened; raises the OSError of the first that refuses."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    files = size = 0
-    for folder, _folders, names in os.walk(path, onerror=refuse):
-        for name in names:
-            facts = os.lstat(os.path.join(folder, name))
-            # Links lead to files that are looked at where they lie.
-            if stat.S_ISREG(facts.st_mode):
-                with open(os.path.join(folder, name), "rb") as handle:
-                    handle.read(1)
-                files, size = files + 1, size + facts.st_size
-    return {"files": files, "bytes": size}
+def env_path(unit: str) -> str:
+    """Where variables wait that are secrets, until the unit has read them."""
+    return os.path.join(KEY_DIR, f"{unit}.env")
 
 
 def replace(path: str, text: str) -> None:
@@ -331,6 +323,8 @@ class Stage:
         self.timeout = now + module.params["timeout"] - elapsed
         self.deadline = min(self.timeout, now + (module.params["max_wait"] or float("inf")))
         self.changed = False
+        #: Whether this wait begins here: what ended before may be of an earlier play, and long ago.
+        self.first = not module.params["resume"]
         self.phase, self.detail, self.last_log = "directory", "", ""
         #: Size of the cache at the end of this slice.
         self.reached = 0
@@ -462,7 +456,7 @@ class Stage:
     def read_test(self) -> int:
         """Reads a cache that somebody else filled as the image's user; returns its bytes."""
         path, uid = self.params["path"], self.params["uid"]
-        found = self.as_user(lambda: look_through(path))
+        found = self.as_user(lambda: _cache.look_through(path))
         command = f"findmnt -T {path}; ls -lan {path}"
         if found.get("errno") in (errno.ENOENT, errno.ENOTDIR):
             self.fail(
@@ -500,7 +494,7 @@ class Stage:
 
     def unit_state(self, unit: str) -> dict[str, str]:
         """Properties of a unit."""
-        wanted = "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,Description,InvocationID"
+        wanted = "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,ExecMainExitTimestampMonotonic,Description,InvocationID"
         shown = parse_systemctl_show(self.run("systemctl", "show", "--property", wanted, unit)[1])
         return shown.get(unit, {})
 
@@ -527,12 +521,37 @@ class Stage:
             "activating",
         )
 
+    def ended(self, unit: str, what: str) -> dict[str, str]:
+        """State of a unit that ended just this well while nobody looked; empty when there is none.
+
+        What it left may be gone by now, so that is looked at before the unit is believed.
+        """
+        state = self.unit_state(unit)
+        same = state.get("Description") == self.description(what) and state.get("ActiveState") == "active"
+        return state if same and state.get("SubState") == "exited" else {}
+
+    def whole(self, state: dict[str, str]) -> bool:
+        """Whether the cache is as a unit left it that has ended: there are files, and nothing was changed after its end."""
+        path, end = self.params["path"], int(state.get("ExecMainExitTimestampMonotonic") or 0) / 1e6
+        if not end or not os.path.isdir(path):
+            return False
+        found = _cache.newest(path) if os.access(path, os.R_OK | os.X_OK) else self.as_user(lambda: _cache.newest(path))
+        # Both clocks now, since one of them may have been set after the unit began.
+        moment = time.time() - (time.monotonic() - end)
+        return bool(found.get("files")) and float(found["change"]) <= moment + CLOCK_SLACK
+
     def carry(
-        self, unit: str, what: str, argv: list[str], key: str | None = None, before: list[str] | None = None
+        self,
+        unit: str,
+        what: str,
+        argv: list[str],
+        key: str | None = None,
+        before: list[str] | None = None,
+        env: dict[str, str] | None = None,
     ) -> bool:
         """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time.
 
-        BEFORE is a command that clears the way for a new unit and may fail.
+        BEFORE is a command that clears the way for a new unit and may fail. ENV are variables that are secrets.
         """
         description = self.description(what)
         state = self.unit_state(unit)
@@ -547,8 +566,9 @@ class Stage:
             if before:
                 self.run(*before)
             try:
-                key_file = self.write_key(unit, key) if key else None
-                code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file))
+                key_file = self.hide(key_path(unit), key + "\n") if key else None
+                env_file = self.hide(env_path(unit), _staging.environment_file(env)) if env else None
+                code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file, env_file))
             finally:
                 # The unit has the file open by now, or will never read it.
                 self.drop_key(unit)
@@ -591,19 +611,19 @@ class Stage:
             )
         return True
 
-    def write_key(self, unit: str, key: str) -> str:
-        """Writes the key where only root reads it, in memory."""
+    def hide(self, path: str, text: str) -> str:
+        """Writes a secret where only root reads it, in memory."""
         os.makedirs(KEY_DIR, mode=0o700, exist_ok=True)
-        path = key_path(unit)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as out:
-            out.write(key + "\n")
+            out.write(text)
         return path
 
     def drop_key(self, unit: str) -> None:
-        """Removes the file of the key, if there is one."""
-        if os.path.exists(key_path(unit)):
-            os.unlink(key_path(unit))
+        """Removes the files of the key and of other secrets, if there are any."""
+        for path in (key_path(unit), env_path(unit)):
+            if os.path.exists(path):
+                os.unlink(path)
 
     # -- image and weights ---------------------------------------------------------------------------------------------
 
@@ -619,7 +639,7 @@ class Stage:
     def size(self) -> int:
         """Bytes in the cache."""
         if not os.access(self.params["path"], os.R_OK | os.X_OK):
-            return int(self.as_user(lambda: look_through(self.params["path"])).get("bytes", 0))
+            return int(self.as_user(lambda: _cache.look_through(self.params["path"])).get("bytes", 0))
         _code, out, _err = self.run("du", "-sb", self.params["path"])
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
@@ -632,6 +652,8 @@ class Stage:
         try:
             with open(marker, encoding="utf-8") as handle:
                 found = json.load(handle)
+            if _cache.emptied(self.params["path"], found):
+                return False
             same = image is None or found.get("image_reference") in [image["Id"], *(image.get("RepoDigests") or [])]
             return bool(same and found.get("key") == self.params["stage_key"])
         except (OSError, ValueError, AttributeError):
@@ -717,7 +739,11 @@ class Stage:
             )
         unit = f"nim-pull-{self.params['name']}.service"
         argv = _staging.pull_command(self.engine, self.params["image"])
-        done = self.carry(unit, f"pull of {self.params['image']}", argv)
+        what = f"pull of {self.params['image']}"
+        if self.first and self.ended(unit, what) and self.inspect() is None:
+            # An earlier play had it pulled, and it has been removed since.
+            self.forget(unit)
+        done = self.carry(unit, what, argv)
         if not done:
             self.detail = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
         return done
@@ -754,7 +780,7 @@ class Stage:
             return True
         before = [self.engine, "rm", "--force", f"nim-stage-{self.params['name']}"]
         argv = _staging.stage_command(self.engine, self.params, image, bool(key))
-        return self.carry(self.staging_unit(), self.staging(), argv, key, before)
+        return self.carry(self.staging_unit(), self.staging(), argv, key, before, self.params["secret_env"])
 
     def main(self) -> dict[str, Any]:
         """The whole way, or as far as the time allows."""
@@ -769,6 +795,10 @@ class Stage:
             return {**self.result(waiting=False), "changed": self.changed or not self.staged()}
         stage, weights = self.staging_unit(), self.staging()
         size = self.read_test() if read_only else 0
+        if self.first and not read_only and not self.staged():
+            left = self.ended(stage, weights)
+            if left and not self.whole(left):
+                self.forget(stage)
         if not read_only and not self.staged() and not self.under_way(stage, weights):
             for path in self.directories():
                 self.write_test(path)
@@ -840,6 +870,7 @@ def main() -> None:
             "ulimits": {"type": "list", "elements": "str", "default": []},
             "capabilities": {"type": "list", "elements": "str"},
             "env": {"type": "dict", "default": {}},
+            "secret_env": {"type": "dict", "default": {}, "no_log": True},
             "contract": {"type": "str", "default": ""},
             "stage_key": {"type": "str", "required": True, "no_log": False},
             "share_key": {"type": "str", "default": "", "no_log": False},

@@ -63,7 +63,9 @@ options:
     default: /etc/containers/systemd
 notes:
   - Asks Docker and Podman, whichever are there. An image that a service uses is kept in both.
-  - Images share layers, so the disk may gain less than RV(freed_bytes).
+  - RV(freed_bytes) is what the file systems had free after it and had not before, so what others wrote meanwhile counts against it. A
+    file system that frees later (ZFS) tells less. In check mode it is computed - a hard link from elsewhere, a hole, data shared with
+    another file and layers of other images are not gained.
   - A container that is given a directory above O(cache_root), such as C(/), is not taken for a user of every cache.
 """
 
@@ -86,11 +88,23 @@ kept:
   type: list
   elements: dict
   returned: always
-freed_bytes:
-  description: Sum of the sizes of what was removed, or would be.
+removed_bytes:
+  description: Sum of the apparent sizes of what was removed, or would be. Images that share layers count them once each.
   type: int
   returned: always
   sample: 16059123456
+freed_bytes:
+  description: What the disk gained, or would gain; never less than V(0).
+  type: int
+  returned: always
+  sample: 153600
+gained:
+  description: >-
+    The same for the caches and for the images of each engine - C(path), C(bytes), which others may have made less than nothing, and
+    C(all), whether that is all of it; V(false) where the engine does not tell the sizes of its layers.
+  type: list
+  elements: dict
+  returned: always
 summary:
   description: The same in words.
   type: list
@@ -98,21 +112,28 @@ summary:
   returned: always
 """
 
+import contextlib
 import glob
 import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _prune
+from ansible_collections.baremetal.nim.plugins.module_utils import _disk, _prune
 from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
 
 MOUNTINFO = "/proc/self/mountinfo"
 #: Engine to the program that tells that it is there: `docker` alone may be another name of podman.
 ENGINES = {"docker": "dockerd", "podman": "podman"}
+#: Podman tells bytes in JSON only, Docker only outside of it.
+HISTORY = {"docker": "{{.Size}}\t{{.CreatedBy}}", "podman": "json"}
+#: Where an engine keeps images unless it says otherwise, and where containerd does it for Docker.
+ENGINE_ROOT = {"docker": "/var/lib/docker", "podman": "/var/lib/containers/storage"}
+CONTAINERD = "/var/lib/containerd"
 #: Engine to the command that tells more about it when it fails.
 LOOK = {"docker": "systemctl status docker", "podman": "podman info"}
 
@@ -136,6 +157,8 @@ class Host:
         self.engines = [name for name, program in ENGINES.items() if module.get_bin_path(program)]
         self.removed: list[dict[str, Any]] = []
         self.kept: list[dict[str, Any]] = []
+        #: What the disk gained where, or would gain.
+        self.gained: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
         self.names = dict.fromkeys(self.params["services"], "wanted")
         self.paths = dict.fromkeys(self.params["caches"], "wanted")
@@ -149,13 +172,15 @@ class Host:
 
     def result(self) -> dict[str, Any]:
         """Return values."""
-        freed = sum(item["bytes"] for item in self.removed)
+        freed = sum(place["bytes"] for place in self.gained)
         return {
             "changed": bool(self.removed),
             "removed": self.removed,
             "kept": self.kept,
-            "freed_bytes": freed,
-            "summary": _prune.told(self.removed, self.kept, freed, self.module.check_mode),
+            "removed_bytes": sum(item["bytes"] for item in self.removed),
+            "freed_bytes": max(0, freed),
+            "gained": self.gained,
+            "summary": _prune.told(self.removed, self.kept, self.gained, self.module.check_mode),
         }
 
     def fail(self, text: str, command: str) -> NoReturn:
@@ -302,11 +327,63 @@ class Host:
             self.root, entries, {"names": self.names, "paths": paths}, self.mounts(), self.params["unknown"]
         )
         self.kept += plan["keep"]
-        for item in plan["remove"]:
-            removed = {**item, "bytes": self.size(item["path"])}
-            if not self.module.check_mode:
-                self.remove_cache(item["path"])
-            self.removed.append(removed)
+        if not plan["remove"]:
+            return
+        if self.module.check_mode:
+            reflinks = _prune.file_system(self.root, self.mounts()) in _disk.REFLINKS
+            bytes_gained = _disk.frees((item["path"] for item in plan["remove"]), reflinks)
+            self.gained.append({"path": self.root, "bytes": bytes_gained, "all": True})
+        with self.measured(self.root):
+            for item in plan["remove"]:
+                removed = {**item, "bytes": self.size(item["path"])}
+                if not self.module.check_mode:
+                    self.remove_cache(item["path"])
+                self.removed.append(removed)
+
+    # -- what the disk gains -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def measured(self, *paths: str) -> Iterator[None]:
+        """Notes what the file systems of PATHS gain while something is removed, also when that fails halfway."""
+        if self.module.check_mode:
+            yield
+            return
+        # Two paths of one file system are one place.
+        places = list({os.stat(_disk.nearest(path)).st_dev: path for path in reversed(paths)}.values())
+        before = {path: _disk.free(path) for path in places}
+        try:
+            yield
+        finally:
+            for path in places:
+                # Some file systems free what was removed when they write it down.
+                self.module.run_command(["timeout", "60", "sync", "--file-system", _disk.nearest(path)])
+            gain = sum(_disk.free(path) - before[path] for path in places)
+            self.gained.append({"path": paths[0], "bytes": gain, "all": True})
+
+    def engine_places(self, engine: str) -> list[str]:
+        """Where an engine keeps its images."""
+        format_ = {"docker": "{{.DockerRootDir}}", "podman": "{{.Store.GraphRoot}}"}[engine]
+        code, out, _err = self.module.run_command([engine, "info", "--format", format_])
+        told = out.strip() if not code and out.startswith("/") else ENGINE_ROOT[engine]
+        # Docker may let containerd keep them.
+        return [told, *([CONTAINERD] if engine == "docker" and os.path.isdir(CONTAINERD) else [])]
+
+    def layer_sizes(self, engine: str, image: dict[str, Any]) -> dict[str, int]:
+        """Sizes of the layers of an image, empty where the engine does not tell them."""
+        argv = [engine, "history", "--no-trunc", "--human=false", "--format", HISTORY[engine], image["Id"]]
+        code, out, _err = self.module.run_command(argv, environ_update={"LC_ALL": "C"})
+        names = _disk.layers(image)
+        sizes = None if code else _disk.layer_sizes(_disk.history(out), len(names))
+        return dict(zip(names, sizes)) if sizes is not None else {}
+
+    def would_gain(self, engine: str, found: list[dict[str, Any]], going: set[str]) -> None:
+        """Computes what goes with images; layers that others have stay."""
+        doomed = [image for image in found if image["Id"] in going]
+        sizes = {}
+        for image in doomed:
+            sizes.update(self.layer_sizes(engine, image))
+        gain, whole = _disk.gained(doomed, (image for image in found if image["Id"] not in going), sizes)
+        self.gained.append({"path": self.engine_places(engine)[0], "bytes": gain, "all": whole})
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -328,12 +405,17 @@ class Host:
             found = self.inspected(engine, "image", "ls", "--quiet", "--no-trunc")
             plan = _prune.plan_images(found, known, self.references, self.blind)
             self.kept += plan["keep"]
-            for item in plan["remove"]:
-                refusal = "" if self.module.check_mode else self.remove_image(engine, item.pop("references"))
-                if refusal:
-                    self.kept.append({"path": item["path"], "reason": f"{engine} keeps it: {refusal}"})
-                else:
-                    self.removed.append({key: item[key] for key in ("path", "reason", "bytes")})
+            if not plan["remove"]:
+                continue
+            if self.module.check_mode:
+                self.would_gain(engine, found, {item["id"] for item in plan["remove"]})
+            with self.measured(*self.engine_places(engine)):
+                for item in plan["remove"]:
+                    refusal = "" if self.module.check_mode else self.remove_image(engine, item["references"])
+                    if refusal:
+                        self.kept.append({"path": item["path"], "reason": f"{engine} keeps it: {refusal}"})
+                    else:
+                        self.removed.append({key: item[key] for key in ("path", "reason", "bytes")})
 
     def prune(self) -> dict[str, Any]:
         """All of it; who uses what is known before anything is removed."""

@@ -87,7 +87,7 @@ def test_converged_after_all_that():
 @pytest.mark.parametrize(
     ("at", "delay"),
     [
-        pytest.param("service | Write the unit of llama", 1, id="unit written, service not restarted"),
+        pytest.param("service | Write the files of llama", 1, id="files written, service not restarted"),
         pytest.param("service | Run now", 0.3, id="while the service restarts"),
         pytest.param("probe | Wait for each endpoint", 1, id="while the endpoint is waited for"),
     ],
@@ -107,7 +107,7 @@ def test_killed_while_a_change_is_deployed(host, at, delay):
 
 def test_host_that_reboots_during_a_play(host):
     changes = {"env": {"LAB_TEST": "reboot"}}
-    site_and_kill("service | Write the unit of llama", 0.5, **changes)
+    site_and_kill("service | Write the files of llama", 0.5, **changes)
     machine(HOST).restart(timeout=60)
     eventually(lambda: host.run("true").rc == 0)
     converges(**changes)

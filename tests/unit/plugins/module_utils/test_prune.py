@@ -199,6 +199,7 @@ def test_image_that_goes_does_so_by_all_its_references():
             "reason": "no service refers to it",
             "bytes": 277_000_000,
             "references": [REFERENCE, f"{REPOSITORY}:1.8.6"],
+            "id": IMAGE["Id"],
         }
     ]
 
@@ -230,12 +231,35 @@ def test_images_of_others_are_not_looked_at(image):
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("check", "words"), [(False, ("freed", "removed")), (True, ("would free", "would remove"))])
+@pytest.mark.parametrize(
+    ("check", "words"), [(False, ("removed", "gained")), (True, ("would remove", "would gain about"))]
+)
 def test_told(check, words):
     removed = [{"path": f"{ROOT}/llama", "bytes": 16_059_123_456, "reason": "no service"}]
     kept = [{"path": f"{ROOT}/x", "reason": "unknown: no marker"}, {"path": f"{ROOT}/y", "reason": "used: wanted"}]
-    assert _prune.told(removed, kept, 16_059_123_456, check) == [
-        f"{words[0]} 16.1 GB",
-        f"{words[1]} {ROOT}/llama, 16.1 GB: no service",
+    places = [{"path": ROOT, "bytes": 153_600, "all": True}]
+    assert _prune.told(removed, kept, places, check) == [
+        f"{words[0]} 16.1 GB (apparent), the disk {words[1]} 153.6 kB",
+        f"{words[0]} {ROOT}/llama, 16.1 GB: no service",
         f"kept {ROOT}/x: unknown: no marker",
     ]
+
+
+@pytest.mark.parametrize(
+    ("places", "check", "words"),
+    [
+        ([(0, True)], False, "the disk gained 0 B"),
+        ([(-2_000_000, True)], False, "the disk gained nothing: others wrote 2.0 MB meanwhile"),
+        ([(5000, True), (3000, True)], False, "the disk gained 8.0 kB (5.0 kB in /0, 3.0 kB in /1)"),
+        ([(5000, True), (-3000, True)], False, "the disk gained 2.0 kB (5.0 kB in /0, 0 B in /1)"),
+        ([(5000, True), (3000, False)], True, "the disk would gain at least 8.0 kB (5.0 kB in /0, 3.0 kB in /1)"),
+        ([(0, True)], True, "the disk would gain about 0 B"),
+    ],
+)
+def test_what_the_disk_gained(places, check, words):
+    given = [{"path": f"/{number}", "bytes": size, "all": whole} for number, (size, whole) in enumerate(places)]
+    assert _prune.gain(given, check) == words
+
+
+def test_nothing_to_remove_is_said_so():
+    assert _prune.told([], [{"path": "/x", "reason": "used: wanted"}], [], False) == ["nothing to remove"]

@@ -12,12 +12,11 @@ import pathlib
 import re
 
 import pytest
-from ansible_collections.baremetal.nim.plugins.module_utils import _resolve
+from ansible_collections.baremetal.nim.plugins.module_utils import _resolve, _written
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
     NATIVE_PROTOCOL,
     PROTOCOL_LABEL,
-    SECRET_VARIABLES,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import (
@@ -120,6 +119,7 @@ def test_classic_service():
             "uid": 1000,
             "gid": 1000,
             "env": {"NIM_TELEMETRY_MODE": "0"},
+            "env_hidden": [],
             "shm_size": "16g",
             "ulimits": ["memlock=-1", "stack=67108864", "nofile=65536"],
             "log_rate": 10000,
@@ -283,7 +283,7 @@ def test_classic_service():
             id="watchdog-options",
         ),
         pytest.param({"name": "a" * 48}, {"unit": f"nim-{'a' * 48}.service"}, id="longest-name"),
-        pytest.param({"name": 7}, {"name": "7", "container": "nim-7"}, id="name-of-one-digit"),
+        pytest.param({"name": "7"}, {"name": "7", "container": "nim-7"}, id="name-of-one-digit"),
     ],
 )
 def test_good_service(changes, expected):
@@ -763,15 +763,15 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
         ),
         pytest.param({"gpus": "0,1"}, ["gpus names '0,1'", "this host has"], id="gpus-comma"),
         pytest.param({"gpus": ["all"]}, ["gpus names 'all'", "this host has"], id="gpus-all-in-a-list"),
-        pytest.param({"gpus": [True]}, ["gpus names True", "this host has"], id="gpu-truth"),
+        pytest.param({"gpus": [True]}, ["gpus is true, true or false to YAML", "quote it"], id="gpu-truth"),
         pytest.param({"gpus": [0, "0"]}, ["names one GPU twice: 0, 0"], id="gpu-twice"),
         pytest.param({"gpus": [1, GPU1]}, [f"names one GPU twice: 1, {GPU1}"], id="gpu-twice-by-index-and-uuid"),
         pytest.param({"env": ["A=b"]}, ["env is list", "wanted a dictionary"], id="env-list"),
         *(
             pytest.param(
-                {"env": {key: "nvapi-x"}}, [f"env has {key}", "docker inspect", "ngc_api_key"], id=f"env-{key}"
+                {"env": {key: "nvapi-x"}}, [f"env has {key}", "docker inspect", "Set ngc_api_key"], id=f"env-{key}"
             )
-            for key in SECRET_VARIABLES
+            for key in ("NGC_API_KEY", "NGC_CLI_API_KEY", "NVIDIA_API_KEY", "ANYTHING")
         ),
         pytest.param(
             {"env": {"NIM_SERVER_PORT": 80}}, ["env has NIM_SERVER_PORT", "option port instead"], id="env-port"
@@ -995,6 +995,7 @@ OTHERS = {
     "cache_seed": {"cache_seed": "/srv/llama.tar"},
     "cache_size_gb": {"cache_size_gb": 20},
     "remove_cache": {"remove_cache": True},
+    "env_in_clear": {"env_in_clear": []},
     "owner": {"uid": 1001, "gid": 1001},
     "contract": {"contract": "classic"},
 }
@@ -1398,7 +1399,7 @@ def test_only_the_service_that_differs_is_changed():
     ],
 )
 def test_as_int(value, number):
-    assert _resolve.as_int(value) == number
+    assert _written.as_int(value) == number
 
 
 @pytest.mark.parametrize(
@@ -1417,7 +1418,7 @@ def test_as_int(value, number):
     ],
 )
 def test_as_bool(value, truth):
-    assert _resolve.as_bool(value) is truth
+    assert _written.as_bool(value) is truth
 
 
 def test_results_are_plain_data():

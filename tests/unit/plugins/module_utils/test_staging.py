@@ -29,6 +29,7 @@ SERVICE = {
     "ulimits": ["memlock=-1", "nofile=65536"],
     "capabilities": None,
     "env": {"NIM_TELEMETRY_MODE": "0", "NIM_MODEL_PROFILE": "tp2 bf16"},
+    "secret_env": {},
     "prefetch": ["download-to-cache", "-p", "tp2 bf16"],
     "prefetch_entrypoint": False,
     "prefetch_env": {},

@@ -915,6 +915,18 @@ def test_broken_marker_is_none(call, deployed, text):
     assert call()["services"]["llama"]["cache"]["staged"] is None
 
 
+@pytest.mark.parametrize(("size", "believed"), [(16_059_123_456, False), (4200, True), (None, True)])
+def test_marker_in_a_cache_that_was_emptied(call, deployed, size, believed):
+    """Of an image without weights nothing is missing."""
+    text = json.dumps({"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}", "bytes": size})
+    for entry in (deployed.root / "cache/llama").iterdir():
+        entry.unlink()
+    deployed.write(f"/cache/llama/{STAGED_MARKER}", text)
+    assert (call()["services"]["llama"]["cache"]["staged"] is not None) is believed
+    deployed.write("/cache/llama/weights", "")
+    assert call()["services"]["llama"]["cache"]["staged"] is not None
+
+
 def test_cache_elsewhere_is_the_one_that_this_host_has_staged(call, deployed):
     elsewhere = deployed.root / "nfs/llama"
     kept = {"key": "77aa", "image_reference": f"{IMAGE}@{DIGEST}", "path": str(elsewhere), "read_only": True}

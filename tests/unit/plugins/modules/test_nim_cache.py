@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import time
 
@@ -35,7 +36,15 @@ SOON = 5.0
 
 STARTING = {"ActiveState": "activating", "SubState": "start-pre", "Result": "success"}
 RUNNING = {"ActiveState": "active", "SubState": "running", "Result": "success"}
-EXITED = {"ActiveState": "active", "SubState": "exited", "Result": "success"}
+#: As ended just now, with a second for the tests to lay files.
+EXITED = {
+    "ActiveState": "active",
+    "SubState": "exited",
+    "Result": "success",
+    "ExecMainExitTimestampMonotonic": str(int((time.monotonic() + 10**6) * 10**6)),
+}
+#: As ended before this test began.
+LONG_AGO = {**EXITED, "ExecMainExitTimestampMonotonic": str(int((time.monotonic() - 60) * 10**6))}
 FAILED = {"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "ExecMainStatus": "1"}
 
 # Every command: its words, parted by 0x1f, and its environment.
@@ -88,7 +97,8 @@ case $1 in
     ;;
   stop)
     /bin/rm -rf $lab/$unit.shows
-    if [ $unit = nim-pull-llama.service ] && [ -e $lab/image.pulled ]; then /bin/mv $lab/image.pulled $lab/image.json; fi
+    if [ -e $lab/image.later ]; then /bin/mv $lab/image.later $lab/image.pulled
+    elif [ $unit = nim-pull-llama.service ] && [ -e $lab/image.pulled ]; then /bin/mv $lab/image.pulled $lab/image.json; fi
     ;;
 esac
 """,
@@ -115,6 +125,12 @@ class Lab:
         """An image that is there, or will be once it is pulled."""
         (self.root / ("image.json" if there else "image.pulled")).write_text(json.dumps(inspected))
 
+    def pulled_by(self, which):
+        """The image will be there once the first or the second pull is done."""
+        self.image(there=False)
+        if which == 2:
+            (self.root / "image.pulled").rename(self.root / "image.later")
+
     def unit(self, name, *states, journal=(), there=None):
         """States that a unit will go through once it is started, or, with a description (THERE), goes through already."""
         folder = self.root / f"{name}.{'next' if there is None else 'shows'}"
@@ -131,6 +147,11 @@ class Lab:
         self.cache.mkdir(parents=True)
         content = {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, **changes}
         (self.cache / STAGED_MARKER).write_text(json.dumps(content) if text is None else text)
+
+    def weights(self):
+        """What a download leaves."""
+        (self.cache / "ngc/hub").mkdir(parents=True, exist_ok=True)
+        (self.cache / "ngc/hub/model.safetensors").write_text("weights")
 
     def marker_of(self, reference):
         """Lets the marker name an image by REFERENCE."""
@@ -258,6 +279,7 @@ def test_from_nothing(lab, call):
         "ulimits": ["nofile=65536"],
         "capabilities": None,
         "env": {"NIM_TELEMETRY_MODE": "0"},
+        "secret_env": {},
         "path": str(lab.cache),
         "mounts": {"": "/opt/nim/.cache"},
         "prefetch": ["download-to-cache"],
@@ -351,6 +373,7 @@ def test_second_run_looks_only(lab, call):
     call()
     before = (lab.cache / STAGED_MARKER).stat()
     (lab.root / "log").unlink()
+    lab.weights()
     result = call()
     assert (result["changed"], result["phase"], result["bytes"]) == (False, "done", SIZE)
     assert result["image_reference"] == REFERENCE
@@ -442,12 +465,120 @@ def test_check_mode_runs_nothing_and_writes_nothing(lab, call, state, changed):
 def test_a_download_under_way_is_waited_for(lab, call, states):
     lab.image()
     lab.unit(STAGE, *states, there=DOWNLOADING)
+    lab.weights()
     # A play that was killed just after it started the unit left this.
     lab.keys.mkdir()
     (lab.keys / f"{STAGE}.key").write_text(f"{KEY}\n")
     assert call()["phase"] == "done"
     assert lab.started() == []
     assert lab.staged()["key"] == STAGE_KEY
+
+
+def test_a_pull_that_ended_unseen_is_believed_where_its_image_is(lab, call):
+    lab.image()
+    lab.unit(PULL, LONG_AGO, there=PULLING)
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done"
+    assert lab.started() == [STAGE]
+
+
+def test_a_pull_that_ended_unseen_is_not_believed_where_its_image_was_removed(lab, call):
+    lab.unit(PULL, LONG_AGO, there=PULLING)
+    lab.unit(PULL, RUNNING, EXITED)
+    lab.unit(STAGE, EXITED)
+    # Only the second pull brings it.
+    lab.pulled_by(2)
+    assert call()["phase"] == "done"
+    assert lab.started() == [PULL, STAGE]
+
+
+def changed_nothing(_lab):
+    """The cache is as the download left it."""
+
+
+def removed_all(lab):
+    shutil.rmtree(lab.cache)
+
+
+def removed_what_is_in_it(lab):
+    shutil.rmtree(lab.cache)
+    lab.cache.mkdir()
+
+
+def removed_one_file(lab):
+    (lab.cache / "ngc/hub/other.safetensors").unlink()
+
+
+def cut_one_file(lab):
+    os.truncate(lab.cache / "ngc/hub/model.safetensors", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "started"),
+    [
+        (changed_nothing, []),
+        (removed_all, [STAGE]),
+        (removed_what_is_in_it, [STAGE]),
+        (removed_one_file, [STAGE]),
+        (cut_one_file, [STAGE]),
+    ],
+)
+def test_a_download_that_ended_unseen_is_believed_while_what_it_left_is_there(lab, call, change, started):
+    lab.image()
+    lab.weights()
+    (lab.cache / "ngc/hub/other.safetensors").write_text("more")
+    time.sleep(0.2)
+    end = time.monotonic()
+    time.sleep(0.2)
+    change(lab)
+    lab.unit(STAGE, {**EXITED, "ExecMainExitTimestampMonotonic": str(int(end * 10**6))}, there=DOWNLOADING)
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done"
+    assert lab.started() == started
+    assert lab.staged()["key"] == STAGE_KEY
+
+
+@pytest.mark.parametrize("where", ["cache", "host"])
+def test_a_marker_is_not_believed_where_the_weights_were_removed(lab, call, where):
+    lab.image()
+    lab.weights()
+    lab.unit(STAGE, EXITED)
+    call(marker=where)
+    shutil.rmtree(lab.cache / "ngc")
+    lab.unit(STAGE, EXITED)
+    (lab.root / "log").unlink()
+    assert (call(marker=where)["changed"], lab.started()) == (True, [STAGE])
+
+
+@pytest.mark.parametrize("end", ["0", ""])
+def test_a_download_whose_end_is_not_known_is_not_believed(lab, call, end):
+    lab.image()
+    lab.weights()
+    lab.unit(STAGE, {**EXITED, "ExecMainExitTimestampMonotonic": end}, there=DOWNLOADING)
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done"
+    assert lab.started() == [STAGE]
+
+
+def test_what_ends_between_two_slices_of_one_wait_is_believed(lab, call):
+    """It would never end otherwise, where an image has nothing to download and takes longer than a slice to say so."""
+    lab.image()
+    lab.unit(STAGE, LONG_AGO, there=DOWNLOADING)
+    assert call(resume={"elapsed": 5.0, "bytes": 0, "time": time.time()})["phase"] == "done"
+    assert lab.started() == []
+
+
+def test_variables_that_are_secrets_are_in_no_argument_list(lab, call):
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    hidden = 'hf_a"b\\c$d`e of 24 letters'
+    result = call(secret_env={"HF_TOKEN": hidden})
+    (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
+    assert f"--property=EnvironmentFile={lab.keys}/{STAGE}.env" in command
+    assert command[command.index("HF_TOKEN") - 1] == "--env"
+    assert hidden not in (lab.root / "log").read_text() + json.dumps(result)
+    # Nothing of it is left behind.
+    assert [path.name for path in lab.keys.iterdir()] == []
 
 
 def test_a_pull_under_way_is_waited_for(lab, call):
@@ -817,6 +948,7 @@ def test_weights_come_from_another_host(lab, call):
     assert command == _staging.transient_unit(STAGE, copying, argv, f"{lab.keys}/{STAGE}.key")
     assert (lab.root / f"{STAGE}.stdin").read_text() == f"{PASSWORD}\n"
     assert PASSWORD not in (lab.root / "log").read_text() + json.dumps(result)
+    lab.weights()
     call(source=source, share_key="abc")
     assert lab.staged()["share_key"] == "abc"
 
@@ -980,10 +1112,11 @@ def test_marker_that_root_may_not_write_is_kept_by_the_host(lab, call, monkeypat
     lab.image()
     lab.unit(STAGE, EXITED)
     assert call()["changed"] is True
+    lab.weights()
     assert call()["changed"] is False
     told = host_marker(lab)
     assert (told["key"], told["path"], told["read_only"]) == (STAGE_KEY, str(lab.cache), False)
-    assert list(lab.cache.iterdir()) == []
+    assert not (lab.cache / STAGED_MARKER).exists()
 
 
 def test_marker_of_a_shared_cache_is_kept_by_the_host(lab, call):

@@ -25,6 +25,8 @@ case "$1 $2" in
   "image ls") cat "$0.images" 2>/dev/null ;;
   "container inspect") cat "$0.containers" ;;
   "image inspect") cat "$0.inspected" ;;
+  "info --format") cat "$0.root" 2>/dev/null || echo /nowhere/engine ;;
+  "history --no-trunc") for id; do :; done; cat "$0.history.$id" ;;
   "image rm")
     echo "$@" >> "$0.removed"
     [ ! -e "$0.refuses" ] || { cat "$0.refuses" >&2; exit 1; } ;;
@@ -152,7 +154,7 @@ def full(host):
 def test_only_what_is_proven_unused_goes(full, call):
     result = call(services=["wanted"])
     assert paths(result["removed"]) == ["unused"]
-    assert result["changed"] and result["freed_bytes"] == result["removed"][0]["bytes"] >= 5000
+    assert result["changed"] and result["removed_bytes"] == result["removed"][0]["bytes"] >= 5000
     assert full.left() == ["corrupt", "deployed", "kept", "link", "running", "staging", "unit", "unknown", "wanted"]
     reasons = {item["path"].rpartition("/")[2]: item["reason"] for item in result["kept"]}
     assert reasons.pop("corrupt").endswith("corrupt.json cannot be read")
@@ -177,7 +179,8 @@ def test_check_mode_tells_and_keeps(full, call):
     before = full.left()
     result = call(check=True, services=["wanted", "corrupt"])
     assert paths(result["removed"]) == ["unused", OLD.rpartition("/")[2]]
-    assert result["changed"] and result["summary"][0] == f"would free {(result['freed_bytes']) / 1000:.1f} kB"
+    apparent = f"{result['removed_bytes'] / 1000:.1f} kB (apparent)"
+    assert result["changed"] and result["summary"][0].startswith(f"would remove {apparent}, the disk would gain ")
     assert full.left() == before and full.removed_images() == []
 
 
@@ -337,7 +340,7 @@ def test_root_that_holds_more_is_refused(call):
 
 def test_host_without_caches(host, call):
     result = call(cache_root=str(host.root / "none"))
-    assert (result["changed"], result["removed"], result["summary"]) == (False, [], ["freed 0 B"])
+    assert (result["changed"], result["removed"], result["summary"]) == (False, [], ["nothing to remove"])
 
 
 def test_file_system_that_refuses(host, call, monkeypatch):
@@ -351,3 +354,106 @@ def test_file_system_that_refuses(host, call, monkeypatch):
     )
     result = call()
     assert result["failed"] and "Permission denied, wanted to remove" in result["msg"]
+
+
+# -- what the disk gains -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disks(monkeypatch):
+    """Lets each look at the free space of a path tell the next of its numbers."""
+
+    def tells(**numbers):
+        left = {name: list(values) for name, values in numbers.items()}
+        monkeypatch.setattr(nim_prune._disk, "free", lambda path: left[os.path.basename(path)].pop(0))
+        return left
+
+    return tells
+
+
+def stored(host, *images):
+    """Images with layers of the engine, which has its history of them. Each is a reference and sizes by layer, the lowest first."""
+    root = host.root / "engine"
+    root.mkdir()
+    host.write(f"bin/{host.engine}.root", f"{root}\n")
+    host.images(*(reference for reference, _layers in images))
+    inspected = json.loads((host.bin / f"{host.engine}.inspected").read_text())
+    for item, (_reference, layers) in zip(inspected, images, strict=True):
+        item["RootFS"] = {"Layers": list(layers)}
+        item["Size"] = sum(layers.values())
+        made = [*((size, f"RUN {name}") for name, size in layers.items()), (0, "ENV A=b")][::-1]
+        lines = "".join(f"{size}\t{how}\n" for size, how in made)
+        history = (
+            lines if host.engine == "docker" else json.dumps([{"size": size, "CreatedBy": how} for size, how in made])
+        )
+        host.write(f"bin/{host.engine}.history.{item['Id']}", history)
+    host.write(f"bin/{host.engine}.inspected", json.dumps(inspected))
+    host.write("nim/repositories", f"{REPOSITORY}\n")
+
+
+def test_what_tags_share_is_not_gained(host, call, disks):
+    """Two versions of one base: the old one's own layer is all that goes with it."""
+    stored(host, (OLD, {"base": 14_000_000_000, "old": 150_000}), (NEW, {"base": 14_000_000_000, "new": 160_000}))
+    check = call(check=True, images=[NEW])
+    assert (check["removed_bytes"], check["freed_bytes"]) == (14_000_150_000, 150_000)
+    assert check["summary"][0] == "would remove 14.0 GB (apparent), the disk would gain about 150.0 kB"
+    left = disks(engine=[1_000_000, 1_149_000])
+    result = call(images=[NEW])
+    assert (result["removed_bytes"], result["freed_bytes"]) == (14_000_150_000, 149_000)
+    assert result["summary"][0] == "removed 14.0 GB (apparent), the disk gained 149.0 kB"
+    assert left == {"engine": []}
+
+
+def test_layers_that_go_with_several_images_count_once(host, call):
+    stored(host, (OLD, {"base": 5_000, "old": 100}), (NEW, {"base": 5_000, "new": 10}))
+    check = call(check=True)
+    assert (check["removed_bytes"], check["freed_bytes"]) == (10_110, 5_110)
+
+
+def test_an_engine_that_does_not_tell_its_layers(host, call):
+    stored(host, (OLD, {"base": 5_000, "old": 100}))
+    (host.bin / f"{host.engine}.history.{host.id(0)}").write_text("3kB\tRUN x\n")
+    check = call(check=True)
+    assert check["gained"] == [{"path": str(host.root / "engine"), "bytes": 0, "all": False}]
+    assert "the disk would gain at least 0 B" in check["summary"][0]
+
+
+def test_caches_and_images_on_disks_of_their_own(host, call, disks):
+    host.staged("unused")
+    stored(host, (OLD, {"base": 5_000}))
+    disks(cache=[10_000, 15_500], engine=[70_000, 75_000])
+    result = call()
+    assert result["freed_bytes"] == 10_500
+    assert [place["bytes"] for place in result["gained"]] == [5_500, 5_000]
+    assert f"the disk gained 10.5 kB (5.5 kB in {host.cache}, 5.0 kB in {host.root}/engine)" in result["summary"][0]
+
+
+def test_a_disk_that_others_fill_meanwhile(host, call, disks):
+    host.staged("unused")
+    disks(cache=[10_000_000, 8_000_000])
+    result = call()
+    assert (result["freed_bytes"], result["gained"][0]["bytes"]) == (0, -2_000_000)
+    assert result["summary"][0].endswith("the disk gained nothing: others wrote 2.0 MB meanwhile")
+
+
+def test_a_cache_that_is_linked_from_elsewhere_frees_nothing(host, call):
+    host.staged("unused", size=3_000_000)
+    os.link(host.cache / "unused/ngc/weights", host.root / "elsewhere")
+    check = call(check=True)
+    assert check["removed_bytes"] >= 3_000_000 > check["freed_bytes"]
+
+
+def test_what_was_gained_before_it_failed_is_told(host, call, disks, monkeypatch):
+    host.staged("a")
+    host.staged("b")
+    disks(cache=[10_000, 15_000])
+    remove = nim_prune.Host.remove_cache
+
+    def fails(self, path):
+        if path.endswith("/b"):
+            raise OSError(5, "Input/output error", path)
+        remove(self, path)
+
+    monkeypatch.setattr(nim_prune.Host, "remove_cache", fails)
+    result = call()
+    assert result["failed"] and result["freed_bytes"] == 5_000 and paths(result["removed"]) == ["a"]
