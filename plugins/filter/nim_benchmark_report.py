@@ -30,7 +30,7 @@ options:
 EXAMPLES = r"""
 - name: Show what was measured
   ansible.builtin.debug:
-    msg: "{{ ansible_play_hosts_all | map('extract', hostvars) | baremetal.nim.nim_benchmark_report(now(utc=true) | string) }}"
+    msg: "{{ ansible_play_hosts_all | map('extract', hostvars) | baremetal.nim.nim_benchmark_report(now(utc=true, fmt='%Y-%m-%d %H:%M UTC')) }}"
 """
 
 RETURN = r"""

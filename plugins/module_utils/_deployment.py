@@ -67,6 +67,7 @@ def unit_place(record: Mapping[str, Any] | None, places: Sequence[str]) -> str:
 def told(record: Mapping[str, Any]) -> str:
     """When a service was deployed, how often before, and from what it came back, for a table."""
     at = str(record.get("deployed_at") or "")[:16].replace("T", " ")
+    at += " UTC" if at else ""
     past = record.get("history") or []
     if past and not past[-1].get("verified", True):
         return f"{at}, back from {str(past[-1].get('image', '')).rpartition(':')[2] or 'another'}"

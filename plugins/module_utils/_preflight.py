@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data, _gpus, _toolkit_plan
+from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _driver_data, _gpus, _toolkit_plan
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, near, option_problems
 
@@ -117,14 +117,9 @@ def _resources(host: Mapping[str, Any], wanted: Mapping[str, Any], installs: int
                 " NIM loads weights through host memory.",
             )
         )
-    if abs(host["time"] - wanted["controller_time"]) > float(wanted["max_clock_skew"]):
-        problems.append(
-            _problem(
-                "clock",
-                f"clock is {host['time'] - wanted['controller_time']:+.0f} s off the controller's, allowed are {wanted['max_clock_skew']} s;"
-                " TLS and package signatures need true time: start systemd-timesyncd or chrony.",
-            )
-        )
+    skewed = _clock.sentence(host["clock"], host["time"], float(wanted["max_clock_skew"]))
+    if skewed:
+        problems.append(_problem("clock", skewed))
     # Space is needed for what is still to be installed, and file systems may be shared by several needs.
     needs: dict[str, float] = {}
     for path, gigabytes in wanted["disk_gb"].items():
@@ -504,9 +499,9 @@ def preflight_problems(
 
     HOST is the result of gpu_host_info, SERVICES are resolved services, REQUIREMENTS those of nim_requirements. WANTED
     holds ``supported_systems``, ``architectures``, ``min_systemd``, ``min_python``, ``min_memory_gb``, ``max_clock_skew``
-    (s), ``controller_time`` (s since 1970), ``driver_plan`` (the result of driver_plan), ``disk_gb`` (path to GB per
-    service that is not deployed yet) and, where they are known, ``engine``, ``docker_version`` (to be installed), ``toolkit``
-    (``version``, ``feature_flags``) and ``warn_only`` (names of checks). WRITTEN: how of it what is no text stands in a file.
+    (s), ``driver_plan`` (the result of driver_plan), ``disk_gb`` (path to GB per service that is not deployed yet) and, where they
+    are known, ``engine``, ``docker_version`` (to be installed), ``toolkit`` (``version``, ``feature_flags``) and ``warn_only`` (names
+    of checks). WRITTEN: how of it what is no text stands in a file.
     """
     deployed = {name for name, now in host["services"].items() if now.get("record")}
     installs = sum(service["state"] == "present" and service["name"] not in deployed for service in services)

@@ -13,11 +13,12 @@ import math
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _expect, _media
+from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _expect, _media
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, sentence
@@ -245,4 +246,7 @@ def verify(options: Mapping[str, Any], run: Run, hostname: str) -> dict[str, Any
         next_command = verification.result["next_command"]
         msg = f"{hostname}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
         return {**verification.result, "failed": True, "msg": msg}
+    if verification.result["phase"] == "verified":
+        # By the clock of whoever asked: on the host, the one of its journal.
+        verification.result["verified_at"] = _clock.iso(time.time())
     return verification.result

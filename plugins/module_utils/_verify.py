@@ -96,6 +96,7 @@ class Verification:
             "ttft": None,
             "unit": {},
             "usage": {},
+            "verified_at": None,
             "waiting": False,
         }
 

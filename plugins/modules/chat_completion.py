@@ -397,6 +397,11 @@ finish_reason:
   returned: always
   type: str
   sample: stop
+verified_at:
+  description: When the endpoint was verified, by the clock of the machine that asked, in UTC. None before.
+  returned: always
+  type: str
+  sample: "2026-11-23T17:30:12Z"
 usage:
   description: Token counts of that completion.
   returned: always

@@ -13,7 +13,8 @@ version_added: 1.0.0
 description:
   - Names the helper of one registry in the configuration of Docker's client (C(credHelpers)). All else there is kept.
   - A login that the file itself holds for this registry moves into the helper.
-  - A helper whose program is not on the host, or does not take the login, is an error before anything is changed.
+  - A helper whose program is not on the host, or that does not give back the login it was told, is an error before anything is
+    changed.
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
@@ -55,7 +56,7 @@ import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _credentials, _daemon
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _credentials, _daemon
 
 
 def main() -> None:
@@ -94,12 +95,14 @@ def main() -> None:
         login = _credentials.stored(current, registry)
         if login:
             asked = {"ServerURL": registry, "Username": login[0], "Secret": login[1]}
-            code, out, err = module.run_command([program, "store"], data=json.dumps(asked))
+            code, out, err = _command.feed([program, "store"], json.dumps(asked))
+            said = (err or out).strip() or f"exit status {code}"
+            if not code and _credentials.answer(_command.feed([program, "get"], registry)[1]) != login:
+                # One that ends before it has read what it is told may say that all is well.
+                code, said = 1, "it does not give back what it was told"
             if code:
-                said = (err or out).strip().replace(login[1], "***")
-                module.fail_json(
-                    msg=f"{name} did not take the login of {registry}: {said or f'exit status {code}'}. Nothing was changed."
-                )
+                said = said.replace(login[1], "***")
+                module.fail_json(msg=f"{name} did not take the login of {registry}: {said}. Nothing was changed.")
         # What lies in this file may be a secret.
         os.umask(0o077)
         os.makedirs(os.path.dirname(path), exist_ok=True)

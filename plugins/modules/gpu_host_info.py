@@ -157,9 +157,21 @@ systemd:
   returned: always
   sample: {"running": true, "version": 257}
 time:
-  description: Seconds since 1970 by the clock of the host.
+  description: Seconds since 1970 by the clock of the host, when it began to read.
   type: float
   returned: always
+read_s:
+  description: Seconds that the host took to read its state, from then on.
+  type: float
+  returned: always
+clock:
+  description:
+    - How many seconds the clock of the host is ahead of the controller's; negative where it is behind. It is at C(least) and at
+      C(most) that. Both clocks are looked at around the same moment; how long the host reads, or waits for its turn, is not in it.
+    - The controller compares them, so a result of C(async) has it not.
+  type: dict
+  returned: always
+  sample: {"least": -0.412, "most": 0.093}
 memory:
   description: Total and available memory in bytes.
   type: dict
@@ -376,11 +388,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _cache, _credentials, _host, _survey, _system
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _cache,
+    _clock,
+    _command,
+    _credentials,
+    _host,
+    _survey,
+    _system,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 
 UNIT_PROPERTIES = (
-    "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,ActiveEnterTimestampMonotonic"
+    "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,"
+    "ActiveEnterTimestamp,ActiveEnterTimestampMonotonic"
 )
 
 
@@ -405,17 +426,21 @@ class HostReader:
     """Collects what the host says; hardware, system and packages are in module_utils/_survey.py, the parsing in _host.py."""
 
     def __init__(self, module: AnsibleModule) -> None:
+        # Before all that takes its time.
+        self.time, self.begin = time.time(), _clock.elapsed()
         self.module = module
         self.params = module.params
         self.survey = _survey.Survey(self.run, {name: module.params[option] for name, option in ROOTS.items()})
 
     def run(self, *argv: str, data: str | None = None) -> tuple[int, str, str]:
-        """Runs a command with a plain locale, DATA on its standard input; 127 when there is no such command."""
+        """Runs a command with a plain locale, DATA (a line) on its standard input; 127 when there is no such command."""
         program = self.module.get_bin_path(argv[0])
         if not program:
             return 127, "", f"{argv[0]} is not installed"
-        plain = {"LC_ALL": "C", "LANGUAGE": "C"}
-        code, out, err = self.module.run_command([program, *argv[1:]], data=data, environ_update=plain)
+        if data is not None:
+            return _command.feed([program, *argv[1:]], data)
+        # systemctl writes times in the zone of whoever asks.
+        code, out, err = self.module.run_command([program, *argv[1:]], environ_update={**_command.PLAIN, "TZ": "UTC"})
         return code, out, err
 
     def read(self, path: str) -> str:
@@ -573,13 +598,14 @@ class HostReader:
             changed = os.stat(self.survey.path("etc", "docker/daemon.json")).st_mtime
         except OSError:
             return False
-        started = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
-        return bool(started) and changed > time.time() - time.clock_gettime(time.CLOCK_MONOTONIC) + started
+        entered = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+        at = _clock.stamp(unit.get("ActiveEnterTimestamp") or "")
+        return bool(entered) and _clock.changed_since(changed, entered, at, time.time(), time.monotonic())
 
     def uptime(self, unit: dict[str, str]) -> float | None:
         """Seconds since a unit became active."""
         entered = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
-        return round(time.clock_gettime(time.CLOCK_MONOTONIC) - entered, 1) if entered else None
+        return round(time.monotonic() - entered, 1) if entered else None
 
     def record(self, name: str) -> dict[str, Any] | None:
         """Deployment record of a service."""
@@ -732,7 +758,7 @@ class HostReader:
                 "running": os.path.isdir(self.survey.path("run", "systemd/system")),
                 "version": int(version[1]) if len(version) > 1 and version[1].isdigit() else None,
             },
-            "time": time.time(),
+            "time": self.time,
             "memory": _host.parse_meminfo(self.proc("meminfo")),
             "cpus": os.cpu_count(),
             "disks": {path: self.disk(path) for path in self.params["paths"]},
@@ -785,7 +811,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, **HostReader(module).result())
+    reader = HostReader(module)
+    result = reader.result()
+    module.exit_json(changed=False, **result, read_s=round(_clock.elapsed() - reader.begin, 3))
 
 
 if __name__ == "__main__":

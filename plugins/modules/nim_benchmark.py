@@ -394,7 +394,6 @@ next_command:
   sample: curl -sS http://127.0.0.1:8000/v1/metrics
 """
 
-import datetime
 import os
 import platform
 import shlex
@@ -404,7 +403,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark, _judgement, _probe
+from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark, _clock, _judgement, _probe
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
 from ansible_collections.baremetal.nim.plugins.module_utils._job import Job
 from ansible_collections.baremetal.nim.plugins.module_utils._load import Run
@@ -434,7 +433,7 @@ def measure(options: dict[str, Any], base: str, tick: Callable[[str, str], None]
         "next_command": None,
         "not_run": [],
         "phase": "done",
-        "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "started": _clock.iso(time.time()),
         "steps": [],
         "url": base,
         "waiting": False,

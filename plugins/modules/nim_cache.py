@@ -704,7 +704,7 @@ class Stage:
             "last_log": self.last_log,
         }
         if waiting:
-            result["resume"] = {"elapsed": 0.0, "bytes": self.reached, "time": time.time()}
+            result["resume"] = {"elapsed": 0.0, "bytes": self.reached, "time": time.monotonic()}
         if image:
             result["image_id"] = image["Id"]
             result["image_reference"] = _staging.image_reference(image, self.params["repository"])
@@ -725,7 +725,8 @@ class Stage:
         """How much is there, how fast it grows and when it is done, as far as that is known."""
         before = self.params["resume"] or {}
         self.reached = self.size()
-        since = time.time() - before["time"] if before.get("time") else 0.0
+        # Of one boot; after another one there is no rate for a slice.
+        since = time.monotonic() - before["time"] if before.get("time") else 0.0
         rate = (self.reached - before["bytes"]) / since if since > 0 else 0.0
         return _staging.progress(self.reached, (self.params["source"] or {}).get("bytes") or 0, rate)
 

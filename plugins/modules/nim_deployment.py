@@ -109,7 +109,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _deployment
+from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _deployment
 from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 
 
@@ -222,7 +222,7 @@ class Deployment:
                 )
             )
         if self.module.params["failed_image"]:
-            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            now = _clock.iso(time.time())
             record = _deployment.with_failure(
                 record, self.module.params["failed_image"], self.module.params["failed_reason"], now
             )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from ansible.module_utils.common import warnings
+from ansible_collections.baremetal.nim.tests.unit.serving import reserved
 from hypothesis import settings
 
 # The same cases in every run, however slow the machine.
@@ -21,6 +22,13 @@ settings.load_profile("unit")
 def _own_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No warning of one module is in the result of the next one that runs in this process."""
     monkeypatch.setattr(warnings, "_global_warnings", {})
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port on which nobody listens, until the test has a server listen there."""
+    with reserved() as number:
+        yield number
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ class NimServer:
         self.replies = dict(replies or {})
         self.requests: list[tuple[str, str, Any]] = []
         self.ready_at = time.monotonic() + starting_for
+        self.over = threading.Event()
         self._httpd = _Httpd(("127.0.0.1", port), Handler)
         self._httpd.nim = self
         if tls:
@@ -75,6 +76,7 @@ class NimServer:
 
     def close(self) -> None:
         """Stop listening."""
+        self.over.set()
         self._httpd.shutdown()
         self._httpd.server_close()
 
@@ -210,12 +212,23 @@ def send(status: int, body: Any) -> Reply:
     return reply
 
 
-def send_stream(parts: Iterable[bytes], end: bool = True) -> Reply:
-    """Return a reply that streams these bytes to a request for a stream, and keeps to the contract otherwise."""
+def hang(nim: NimServer, handler: Handler, _body: Any) -> None:
+    """Never answer, for as long as the server lives: whatever its client waits for, it is in vain."""
+    nim.over.wait()
+    handler.close_connection = True
+
+
+def send_stream(parts: Iterable[bytes], end: bool = True, stalls: bool = False) -> Reply:
+    """Return a reply that streams these bytes to a request for a stream, and keeps to the contract otherwise.
+
+    end: whether the answer has one. stalls: whether its connection then stays, as one that has more to say.
+    """
 
     def reply(nim: NimServer, handler: Handler, body: Any) -> None:
         if body.get("stream"):
             handler.send_stream(parts, end)
+            if stalls:
+                nim.over.wait()
         else:
             _chat(nim, handler, body)
 

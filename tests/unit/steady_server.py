@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A chat endpoint whose every answer takes the same time: what a benchmark of it must find is known beforehand.
 
-steady_server.py [--ttft SECONDS] [--itl SECONDS] [--port PORT]
+steady_server.py [--ttft SECONDS] [--itl SECONDS] [--port PORT] [--dies-after REQUESTS]
 
 Each token is a chunk, due at ttft + number * itl after its request by an absolute schedule, so that delays do not add up. It runs in
 a process of its own, prints its port, and ends with its standard input.
@@ -15,7 +15,10 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +54,8 @@ class Steady(asyncio.Protocol):
 
     ttft = 0.0
     itl = 0.0
+    #: Requests for completions that are still answered; it is killed by the next one.
+    left = math.inf
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -87,6 +92,9 @@ class Steady(asyncio.Protocol):
         if words[:2] != [b"POST", b"/v1/chat/completions"]:
             self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
             return
+        Steady.left -= 1
+        if Steady.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
         asked = json.loads(body)
         tokens = asked.get("max_completion_tokens") or asked.get("max_tokens") or 16
         prompt = sum(len(str(message["content"]).split()) for message in asked["messages"])
@@ -116,9 +124,10 @@ async def _serve(port: int) -> None:
 
 
 @contextlib.contextmanager
-def steady(ttft: float = 0.0, itl: float = 0.0) -> Iterator[str]:
-    """Runs a server; its address."""
-    command = [sys.executable, str(pathlib.Path(__file__).resolve()), "--ttft", str(ttft), "--itl", str(itl)]
+def steady(ttft: float = 0.0, itl: float = 0.0, dies_after: float = math.inf) -> Iterator[str]:
+    """Runs a server; its address. After so many completions it is killed."""
+    command = [sys.executable, str(pathlib.Path(__file__).resolve()), f"--ttft={ttft}", f"--itl={itl}"]
+    command += [f"--dies-after={dies_after}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         try:
@@ -133,8 +142,9 @@ def main() -> None:
     parser.add_argument("--ttft", type=float, default=0.0)
     parser.add_argument("--itl", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--dies-after", type=float, default=math.inf)
     args = parser.parse_args()
-    Steady.ttft, Steady.itl = args.ttft, args.itl
+    Steady.ttft, Steady.itl, Steady.left = args.ttft, args.itl, args.dies_after
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(args.port))
 

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "roles/nim_service/files/nim-run"
 DOCKER = """\
@@ -44,7 +45,7 @@ def test_end_of_a_container_is_told(tmp_path, status, oom, told):
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == status
@@ -71,7 +72,9 @@ def podman(tmp_path):
             (tmp_path / name).write_text(body)
             (tmp_path / name).chmod(0o755)
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", **environment}
-        return subprocess.run(["sh", SCRIPT, *argv], env=env, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(
+            ["sh", SCRIPT, *argv], env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
 
     return run
 

@@ -10,15 +10,15 @@ import importlib.machinery
 import importlib.util
 import json
 import pathlib
-import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _refusal
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import Service
-from nim_server import MODEL, NimServer, send
+from nim_server import MODEL, NimServer, hang, send
 from refusals import DEAD as DEAD_FORMS
 from refusals import OVERLOADED
 
@@ -372,20 +372,26 @@ class Host:
 
     def __init__(self, home, capsys):
         self.home, self.capsys = home, capsys
+        #: Seconds since its boot, whatever the machine's are. No time passes but by age().
+        self.at = 10.0**6
         for folder in ("bin", "records", "states"):
             (home / folder).mkdir()
         (home / "bin/systemctl").write_text(SYSTEMCTL.format(home=home))
         (home / "bin/systemctl").chmod(0o755)
         self.unit()
 
+    def now(self):
+        """What its clock says."""
+        return self.at
+
     def unit(self, active="active", ago=3600.0):
         """What systemd says of the unit."""
-        entered = max(0, int((time.monotonic() - ago) * 1e6))
+        entered = int((self.at - ago) * 1e6)
         (self.home / "unit").write_text(f"ActiveState={active}\nActiveEnterTimestampMonotonic={entered}\n")
 
     def record(self, url, model=MODEL, **changes):
         """The record of a deployment whose idle time is always over."""
-        options = {**OPTIONS, "idle": 0, "timeout": 0.3, **changes}
+        options = {**OPTIONS, "idle": 0, "timeout": 60, **changes}
         record = {"name": "llama", "url": url, "model": model, "watchdog": options}
         (self.home / "records/llama.json").write_text(json.dumps(record))
 
@@ -403,10 +409,8 @@ class Host:
         ]
 
     def age(self, seconds):
-        """Let time pass since the last restarts."""
-        path = self.home / "states/llama.json"
-        values = json.loads(path.read_text())
-        path.write_text(json.dumps({**values, "restarts": [at - seconds for at in values["restarts"]]}))
+        """Let time pass."""
+        self.at += seconds
 
 
 @pytest.fixture
@@ -414,14 +418,9 @@ def host(tmp_path, monkeypatch, capsys):
     host = Host(tmp_path, capsys)
     monkeypatch.setattr(watchdog, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(watchdog, "STATES", tmp_path / "states")
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=host.now))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     return host
-
-
-def hang(_nim, handler, _body):
-    """A completion that never comes."""
-    time.sleep(1)
-    handler.reset()
 
 
 class Counters:
@@ -514,14 +513,14 @@ def test_limit_is_kept(host):
 
 def test_engine_that_hangs_is_dead(host):
     with NimServer(replies=HANGS) as nim:
-        host.record(nim.url)
+        host.record(nim.url, timeout=0.3)
         fault = f"nim-llama: dead_engine: no answer to {CHAT} within 0.3 s"
         assert host.run() == (0, f"{fault}: failure 1 of 3")
 
 
 def test_engine_that_serves_others_meanwhile_lives(host):
     with NimServer(replies={**HANGS, ("GET", "/metrics"): Counters(0)}) as nim:
-        host.record(nim.url)
+        host.record(nim.url, timeout=0.3)
         nim.replies[("POST", "/v1/chat/completions")] = lambda nim, *rest: (
             nim.replies.update({("GET", "/metrics"): Counters(5)}),
             hang(nim, *rest),
@@ -585,10 +584,8 @@ def test_start_is_waited_for_as_long_as_it_may_take(host):
     assert nim.asked("/v1/chat/completions") == []
 
 
-def test_nothing_listens(host):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    host.record(url)
+def test_nothing_listens(host, port):
+    host.record(f"http://127.0.0.1:{port}")
     code, said = host.run()
     assert code == 0 and said.startswith("nim-llama: unreachable: GET /v1/health/ready broke off (Connection refused)")
 

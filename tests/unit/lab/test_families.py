@@ -13,7 +13,7 @@ import ngc_server
 import pytest
 import requests
 from ansible_collections.baremetal.nim.plugins.module_utils import _contracts, _probe, _resolve
-from ansible_collections.baremetal.nim.tests.unit.serving import serving
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE, serving
 from nim_lab import IMAGES, KEY, over_http  # Puts the stand-in on sys.path.
 from nimlib import families, family_server, manifest
 from nimlib.exceptions import NimError
@@ -52,7 +52,7 @@ def test_verified_by_what_it_does(flavour, probe, detail):
         assert result["checks"][0]["detail"].startswith(detail)
         assert result["model"] == (None if flavour == "speech" else MODELS[flavour])
         assert verify(url, "health")["phase"] == "verified"
-        assert "nim_requests_total" in requests.get(f"{url}/v1/metrics", timeout=5).text
+        assert "nim_requests_total" in requests.get(f"{url}/v1/metrics", timeout=PATIENCE).text
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_not_verified_by_what_it_does_not(flavour, probe):
 def test_what_was_spoken_is_heard(tmp_path):
     with running("speech") as url:
         form = {"text": (None, "The answer is 42."), "language": (None, "en-US")}
-        wav = requests.post(f"{url}/v1/audio/synthesize", files=form, timeout=5)
+        wav = requests.post(f"{url}/v1/audio/synthesize", files=form, timeout=PATIENCE)
         assert wav.headers["Content-Type"] == "audio/wav"
         path = tmp_path / "answer.wav"
         path.write_bytes(wav.content)
@@ -104,7 +104,7 @@ def test_texts_that_are_alike_lie_near_each_other():
 )
 def test_refuses(flavour, path, sent, status):
     with running(flavour) as url:
-        answer = requests.post(url + path, timeout=5, **sent)
+        answer = requests.post(url + path, timeout=PATIENCE, **sent)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
 

@@ -10,6 +10,7 @@ import hashlib
 import ngc_server
 import pytest
 import requests
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 from nim_lab import KEY
 from nimlib import manifest
 
@@ -19,7 +20,7 @@ FILES = f"/v2/models/{manifest.MODEL}/{manifest.VERSIONS['reference'].format('bf
 def get(server: ngc_server.Weights, path: str, key: str = KEY, **headers: str) -> requests.Response:
     """GET with a key."""
     auth = {"Authorization": f"Bearer {key}"} if key else {}
-    return requests.get(f"http://127.0.0.1:{server.server_port}{path}", headers={**auth, **headers}, timeout=5)
+    return requests.get(f"http://127.0.0.1:{server.server_port}{path}", headers={**auth, **headers}, timeout=PATIENCE)
 
 
 def test_lists_files_with_size_and_checksum(server: ngc_server.Weights) -> None:
@@ -82,5 +83,5 @@ def test_remembers_requests_but_no_key(server: ngc_server.Weights) -> None:
     assert KEY not in log
     assert KEY[-4:] in log
     assert "short" not in log
-    requests.delete(f"http://127.0.0.1:{server.server_port}/lab/requests", timeout=5)
+    requests.delete(f"http://127.0.0.1:{server.server_port}/lab/requests", timeout=PATIENCE)
     assert get(server, "/lab/requests", "").json() == {"count": 0, "bytes": 0, "requests": []}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ngc_server
 import pytest
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 from nim_lab import KEY
 from nimlib import nim_sdk
 from nimlib.exceptions import ManifestDownloadError
@@ -81,7 +82,7 @@ def test_goes_on_where_a_download_was_cut_off(cache: nim_sdk.Cache, server: ngc_
     again(cache, NGC_API_KEY=KEY).ensure()
     assert blob.read_bytes() == data
     # The server notes a request once its last byte is out: maybe a moment after the client has it.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while not (resumed := ranges(server)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [entry["bytes"] for entry in resumed] == [len(data) - len(data) // 2]

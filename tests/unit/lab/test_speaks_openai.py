@@ -13,6 +13,7 @@ import openai
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _probe
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 from nim_lab import IMAGES, over_http  # Puts the stand-in on sys.path.
 from nimlib import manifest
 from nimlib.api import NimMiddleware
@@ -49,7 +50,7 @@ def url(request, weights: Path, env, monkeypatch) -> Iterator[str]:
 
 @pytest.fixture
 def client(url) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 

@@ -135,6 +135,7 @@ def test_preflight_problems():
         "python": {"version": "3.13.5"},
         "systemd": {"running": True, "version": 257},
         "time": 100.0,
+        "clock": {"least": -1.0, "most": 1.0},
         "memory": {"total": 10**12},
         "disks": {},
         "listeners": [],
@@ -153,7 +154,6 @@ def test_preflight_problems():
         "min_python": "3.9",
         "min_memory_gb": 16,
         "max_clock_skew": 120,
-        "controller_time": 100.0,
         "driver_plan": {
             "source": "preinstalled",
             "branch": "580",

@@ -59,9 +59,9 @@ def test_unit_place(record, place):
     ("record", "words"),
     [
         ({}, "-"),
-        (RECORD, "2026-11-23 17:30"),
-        ({**RECORD, "history": [SHORT]}, "2026-11-23 17:30"),
-        (_deployment.with_failure(RECORD, "nvcr.io/nim/x:2.0.5", "x", "now"), "2026-11-23 17:30, back from 2.0.5"),
+        (RECORD, "2026-11-23 17:30 UTC"),
+        ({**RECORD, "history": [SHORT]}, "2026-11-23 17:30 UTC"),
+        (_deployment.with_failure(RECORD, "nvcr.io/nim/x:2.0.5", "x", "now"), "2026-11-23 17:30 UTC, back from 2.0.5"),
     ],
 )
 def test_told(record, words):

@@ -70,7 +70,7 @@ def test_what_is_none(text, words):
 
 
 def test_hostile_text_takes_no_time():
-    began = time.monotonic()
+    began = time.process_time()
     for text in (
         'x{a="' + "\\" * 50000,
         "x{" + 'a="",' * 20000 + "!",
@@ -81,11 +81,11 @@ def test_hostile_text_takes_no_time():
             parse(text)
         except ValueError:
             continue
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_many_lines_are_read_in_time():
     text = "".join(f'vllm:x_bucket{{le="{number}",model_name="m"}} {number}\n' for number in range(20000))
-    began = time.monotonic()
+    began = time.process_time()
     assert len(parse(text)) == 20000
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10

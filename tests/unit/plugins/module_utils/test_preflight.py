@@ -32,7 +32,8 @@ HOST = {
     },
     "python": {"version": "3.13.5"},
     "systemd": {"running": True, "version": 257},
-    "time": NOW + 1.5,
+    "time": NOW,
+    "clock": {"least": -0.6, "most": 1.5},
     "memory": {"total": 2164 * GB, "available": 2101 * GB},
     "disks": {
         DOCKER: {"mount": "/", "free": 80 * GB, "total": 500 * GB, "read_only": False},
@@ -57,7 +58,6 @@ WANTED = {
     "min_python": "3.9",
     "min_memory_gb": 16,
     "max_clock_skew": 120,
-    "controller_time": NOW,
     "driver_plan": {"source": "preinstalled", "branch": "580", "change": "none", "problems": [], "prerequisites": []},
     "disk_gb": {DOCKER: 40, CACHE: 40},
 }
@@ -145,8 +145,16 @@ BAD = [
     pytest.param(
         {"memory__total": 15.9 * GB}, ["memory is 15.9 GB", "wanted 16 GB", "preflight_min_memory_gb"], id="memory"
     ),
-    pytest.param({"time": NOW - 121}, ["clock is -121 s off", "allowed are 120 s", "chrony"], id="clock-behind"),
-    pytest.param({"time": NOW + 86400}, ["clock is +86400 s off", "systemd-timesyncd"], id="clock-ahead"),
+    pytest.param(
+        {"clock": {"least": -122.0, "most": -121.0}},
+        ["clock is 121 to 122 s behind the controller's", "2026-11-23 08:38:20 UTC", "allowed are 120 s", "chrony"],
+        id="clock-behind",
+    ),
+    pytest.param(
+        {"clock": {"least": 86400.1, "most": 86400.4}},
+        ["clock is 86400 s ahead of the controller's", "systemd-timesyncd"],
+        id="clock-ahead",
+    ),
     pytest.param(
         {"disks": disks(("/", 79), ("/", 79))},
         ["/ has 79.0 GB free", "wanted 80.0 GB", f"{DOCKER} and {CACHE}", "1 new service"],
@@ -603,7 +611,7 @@ def test_check_that_is_none_is_told_with_the_right_names():
 def test_real_host_with_a_driver_that_came_with_it():
     """As read on a server with an H200 whose image brought driver 580.159.04."""
     real = json.loads((FIXTURES / "h200" / "gpu_host_info.json").read_text())
-    seen = {**HOST, **real, **{key: HOST[key] for key in ("systemd", "time", "memory", "disks", "listeners")}}
+    seen = {**HOST, **real, **{key: HOST[key] for key in ("systemd", "time", "clock", "memory", "disks", "listeners")}}
     assert _preflight.preflight_problems(seen, WANTED, [PHI]) == []
 
 
@@ -672,7 +680,7 @@ def test_all_problems_at_once():
         systemd__version=239,
         python__version="3.6.8",
         memory__total=8 * GB,
-        time=NOW + 600,
+        clock={"least": 600.0, "most": 601.0},
         disks=disks(("/", 10), ("/srv", 10)),
         driver__error="nvidia-smi is not installed",
         gpus=[],
@@ -708,7 +716,7 @@ def test_all_problems_at_once():
         pytest.param({"systemd__version": 249, "python__version": "3.9.2"}, id="oldest-versions"),
         pytest.param({"python__version": "3.10.12"}, id="versions-are-numbers-not-text"),
         pytest.param({"python__version": "3.14.0rc1"}, id="pre-release"),
-        pytest.param({"memory__total": 16 * GB, "time": NOW - 120}, id="just-enough"),
+        pytest.param({"memory__total": 16 * GB, "clock": {"least": -900.0, "most": -120.0}}, id="just-enough"),
         pytest.param({"memory__total": None}, id="memory-unknown"),
         pytest.param({"disks": disks(("/", 40), ("/srv", 40))}, id="two-file-systems"),
         pytest.param({"disks": {}}, id="disks-not-read"),

@@ -242,18 +242,18 @@ def test_status():
     assert (
         _report.status(hosts)
         == """\
-HOST   SERVICE  MODEL              GPU  STATE               UPTIME   RESTARTS  CACHE    DEPLOYED                           ENDPOINT
------  -------  -----------------  ---  ------------------  -------  --------  -------  ---------------------------------  --------------------
-gpu01  llama    meta/llama-3.1-8b  0,1  active (running)    1 d 2 h  0         16.1 GB  2026-11-23 17:30                   http://10.0.0.1:8000
-gpu01  nemo     -                  -    failed (exit-code)  -        10        -        -                                  -
-gpu01  phi      -                  -    activating (start)  -        7         -        -                                  -
-gpu02  llama    meta/llama-3.1-8b  0,1  unit missing        -        0         -        2026-11-23 17:30, back from 2.0.5  http://10.0.0.1:8000
-gpu03  -        -                  -    no services         -        -         -        -                                  -
-gpu04  -        -                  -    unreachable         -        -         -        -                                  -
-gpu05  -        -                  -    no services         -        -         -        -                                  -
-gpu06  left     -                  -    cache only          -        -         2.0 MB   -                                  -
-gpu06  odd      -                  -    cache only          -        -         unknown  -                                  -
-gpu06  strange  -                  -    cache only          -        -         unknown  -                                  -"""
+HOST   SERVICE  MODEL              GPU  STATE               UPTIME   RESTARTS  CACHE    DEPLOYED                               ENDPOINT
+-----  -------  -----------------  ---  ------------------  -------  --------  -------  -------------------------------------  --------------------
+gpu01  llama    meta/llama-3.1-8b  0,1  active (running)    1 d 2 h  0         16.1 GB  2026-11-23 17:30 UTC                   http://10.0.0.1:8000
+gpu01  nemo     -                  -    failed (exit-code)  -        10        -        -                                      -
+gpu01  phi      -                  -    activating (start)  -        7         -        -                                      -
+gpu02  llama    meta/llama-3.1-8b  0,1  unit missing        -        0         -        2026-11-23 17:30 UTC, back from 2.0.5  http://10.0.0.1:8000
+gpu03  -        -                  -    no services         -        -         -        -                                      -
+gpu04  -        -                  -    unreachable         -        -         -        -                                      -
+gpu05  -        -                  -    no services         -        -         -        -                                      -
+gpu06  left     -                  -    cache only          -        -         2.0 MB   -                                      -
+gpu06  odd      -                  -    cache only          -        -         unknown  -                                      -
+gpu06  strange  -                  -    cache only          -        -         unknown  -                                      -"""
     )
 
 

@@ -183,23 +183,17 @@ def test_plan_of_a_host_that_was_never_read():
 PASSWORD = "p4ssw0rd-of-one-play"
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @pytest.fixture
-def serving(tmp_path):
+def serving(tmp_path, port):
     """A cache and a daemon that serves it; returns the cache, the port and where to copy."""
-    assert shutil.which("rsync"), "rsync is not installed: make lab"
+    assert shutil.which("rsync"), "rsync is not installed: make tools"
     cache, there = tmp_path / "cache of llama", tmp_path / "there"
     for name in ("ngc/hub/blobs/1f2e", "vllm/torch_compile_cache/x.so", "model/vllm/kept", ".baremetal-nim.json"):
         (cache / name).parent.mkdir(parents=True, exist_ok=True)
         (cache / name).write_text(f"content of {name}")
     (cache / "ngc/hub/snapshot").symlink_to("blobs/1f2e")
     there.mkdir()
-    secrets, config, port = tmp_path / "secrets", tmp_path / "conf", free_port()
+    secrets, config = tmp_path / "secrets", tmp_path / "conf"
     secrets.write_text(f"{_share.USER}:{PASSWORD}\n")
     secrets.chmod(0o600)
     text = _share.daemon_config(str(cache), os.getuid(), os.getgid(), str(secrets))
@@ -208,7 +202,7 @@ def serving(tmp_path):
         ["rsync", "--daemon", "--no-detach", f"--config={config}", f"--port={port}", "--address=127.0.0.1"],
         stderr=subprocess.DEVNULL,
     )
-    for _attempt in range(100):
+    for _attempt in range(1200):
         with socket.socket() as sock:
             if sock.connect_ex(("127.0.0.1", port)) == 0:
                 break

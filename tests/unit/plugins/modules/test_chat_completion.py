@@ -23,7 +23,7 @@ import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.doc_fragments import _endpoint
-from ansible_collections.baremetal.nim.plugins.module_utils import _checks, _media, _probe, _verify
+from ansible_collections.baremetal.nim.plugins.module_utils import _checks, _expect, _media, _probe, _unit, _verify
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.modules import chat_completion
 from ansible_collections.baremetal.nim.tests.unit.nim_server import (
@@ -31,6 +31,7 @@ from ansible_collections.baremetal.nim.tests.unit.nim_server import (
     NimServer,
     chunks,
     completion,
+    hang,
     reset_first,
     send,
     send_stream,
@@ -45,8 +46,8 @@ UNIT = "nim-llama.service"
 CHAT = ("POST", "/v1/chat/completions")
 READY = ("GET", "/v1/health/ready")
 MODELS = ("GET", "/v1/models")
-# Long before the timeout of a wait that must end early.
-SOON = 10.0
+# Seconds that a wait may take which nothing ends early, and that one takes which something does, on a busy machine.
+LONG, SOON = 600.0, 300.0
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def call(capsys):
     """Run the module; return its result."""
 
     def run(url, **args):
-        args = {"url": url, "timeout": 60, "request_timeout": 5, "poll_interval": 0.05, **args}
+        args = {"url": url, "timeout": LONG, "request_timeout": 60, "poll_interval": 0.05, **args}
         with patch_module_args(args), pytest.raises(SystemExit) as caught:
             chat_completion.main()
         text = capsys.readouterr().out
@@ -130,12 +131,6 @@ RUNNING = unit()
 AUTO_RESTART = unit(
     ActiveState="activating", SubState="auto-restart", Result="exit-code", ExecMainCode=1, ExecMainStatus=1
 )
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def phases(result):
@@ -238,17 +233,19 @@ def test_limits_meant_for_others_do_not_harm_an_endpoint_without_chat(call):
 
 
 def test_waits_through_503(call):
-    with NimServer(starting_for=0.6) as nim:
+    def sixth_time(nim, handler, _body):
+        asked = len(nim.asked("/v1/health/ready"))
+        handler.send_json(200 if asked > 5 else 503, {"message": "ready" if asked > 5 else "starting"})
+
+    with NimServer(replies={READY: sixth_time}) as nim:
         result = call(nim.url)
-        polls = len(nim.asked("/v1/health/ready"))
     assert phases(result) == ["starting", "ready", "verified"]
     assert result["history"][0]["detail"] == "HTTP 503"
-    assert result["ready_after"] >= 0.5
-    assert polls > 3
+    # Five pauses between six looks.
+    assert result["ready_after"] >= 5 * 0.05
 
 
-def test_waits_through_a_refused_connection(call):
-    port = free_port()
+def test_waits_through_a_refused_connection(call, port):
     servers = []
     timer = threading.Timer(0.5, lambda: servers.append(NimServer(port=port)))
     timer.start()
@@ -259,7 +256,7 @@ def test_waits_through_a_refused_connection(call):
         servers[0].close()
     assert phases(result) == ["unreachable", "ready", "verified"]
     assert result["history"][0]["detail"] == "Connection refused"
-    assert result["ready_after"] >= 0.4
+    assert result["ready_after"] > 0
 
 
 @pytest.mark.parametrize("body", ["true", {"status": "loading"}, {"message": "Service is not ready."}])
@@ -268,8 +265,8 @@ def test_only_the_status_of_the_health_counts(call, body):
         assert call(nim.url)["phase"] == "verified"
 
 
-def test_a_wait_without_an_answer(fail):
-    url = f"http://127.0.0.1:{free_port()}"
+def test_a_wait_without_an_answer(fail, port):
+    url = f"http://127.0.0.1:{port}"
     result = fail(url, timeout=0.4)
     assert (result["failure_class"], result["phase"], result["status"]) == ("unreachable", "unreachable", None)
     assert (
@@ -279,29 +276,26 @@ def test_a_wait_without_an_answer(fail):
 
 
 def test_a_wait_that_never_gets_ready(fail):
-    with NimServer(starting_for=60) as nim:
+    with NimServer(starting_for=LONG) as nim:
         result = fail(nim.url, timeout=0.4)
     assert (result["failure_class"], result["status"], result["ready_after"]) == ("starting", 503, None)
     assert "last: HTTP 503" in result["msg"]
 
 
 def test_a_health_check_that_hangs_counts_as_not_ready(fail):
-    def hang(_nim, _handler, _body):
-        time.sleep(2)
-
     with NimServer(replies={READY: hang}) as nim:
         result = fail(nim.url, timeout=0.4, request_timeout=0.3)
     assert "last: no answer within 0.3 s" in result["msg"]
 
 
 def test_slices_add_up_to_one_wait(call, fail):
-    with NimServer(starting_for=60) as nim:
+    with NimServer(starting_for=LONG) as nim:
         first = call(nim.url, max_wait=0.3)
         assert (first["waiting"], first["phase"], first["failure_class"]) == (True, "starting", None)
         assert first["resume"]["elapsed"] >= 0.3
         second = call(nim.url, max_wait=0.3, resume={**first["resume"], "elapsed": 30.0})
         assert second["resume"]["elapsed"] >= 30.3
-        last = fail(nim.url, max_wait=0.3, resume={**second["resume"], "elapsed": 61.0})
+        last = fail(nim.url, max_wait=0.3, resume={**second["resume"], "elapsed": LONG + 1})
         assert last["failure_class"] == "starting"
         nim.ready_at = 0
         done = call(nim.url, max_wait=0.3, resume={**second["resume"], "elapsed": 45.0})
@@ -384,37 +378,29 @@ def test_dead_engine_behind_green_health(fail, reply):
 
 
 def test_an_engine_that_does_not_answer_in_time_is_dead(fail):
-    def hang(_nim, _handler, _body):
-        time.sleep(2)
-
     with NimServer(replies={CHAT: hang}) as nim:
-        result = fail(nim.url, request_timeout=0.5)
+        result = fail(nim.url, request_timeout=2)
     assert result["failure_class"] == "dead_engine"
-    assert "no answer to POST /v1/chat/completions within 0.5 s, wanted a completion" in result["msg"]
+    assert "no answer to POST /v1/chat/completions within 2 s, wanted a completion" in result["msg"]
 
 
 def test_a_stream_that_stalls_is_dead(fail):
-    def stall():
-        yield sse(chunks())[0]
-        time.sleep(2)
-
-    with NimServer(replies={CHAT: send_stream(stall())}) as nim:
-        result = fail(nim.url, probes=["stream"], request_timeout=0.5)
+    with NimServer(replies={CHAT: send_stream(sse(chunks())[:1], end=False, stalls=True)}) as nim:
+        result = fail(nim.url, probes=["stream"], request_timeout=2)
     assert result["failure_class"] == "dead_engine"
-    assert "no answer to POST /v1/chat/completions within 0.5 s" in result["msg"]
+    assert "no answer to POST /v1/chat/completions within 2 s" in result["msg"]
 
 
 def test_keep_alive_comments_do_not_stretch_a_stream(fail):
     def drip(_nim, handler, _body):
         def parts():
-            for _count in range(200):
+            while not nim.over.wait(0.05):
                 yield b": keep-alive\n\n"
-                time.sleep(0.05)
 
         handler.send_stream(parts())
 
     with NimServer(replies={CHAT: drip}) as nim:
-        result = fail(nim.url, probes=["stream"], request_timeout=0.5)
+        result = fail(nim.url, probes=["stream"], request_timeout=2)
     assert result["failure_class"] == "dead_engine"
 
 
@@ -494,12 +480,13 @@ def test_time_to_first_token_is_not_the_time_of_the_stream(call):
         events = sse(chunks(words=["a", "b"]))
         yield events[0]
         yield events[1]
-        time.sleep(0.5)
+        time.sleep(1.5)
         yield from events[2:]
 
     with NimServer(replies={CHAT: send_stream(slow())}) as nim:
         result = call(nim.url, probes=["stream"])
-    assert result["stream_duration"] - result["ttft"] > 0.4
+    # Less where a busy machine reads the first token late.
+    assert result["stream_duration"] - result["ttft"] > 0.2
 
 
 def test_expect_regex(call, fail):
@@ -742,18 +729,21 @@ def test_an_abort_without_metrics_is_still_followed_by_an_answer(call, reply):
 
 
 def test_pace(call, fail):
-    with NimServer() as nim:
-        result = call(nim.url, probes=["pace"], max_ttft=5, min_tokens_per_second=10)
+    # So slowly that a busy machine does not take it for a proxy that keeps streams back.
+    with NimServer(gap=0.01) as nim:
+        result = call(nim.url, probes=["pace"], max_ttft=60, min_tokens_per_second=1)
         slow = fail(nim.url, probes=["pace"], min_tokens_per_second=1e6)
         late = fail(nim.url, probes=["pace"], max_ttft=0.0001)
-    assert 10 < result["tokens_per_second"] < 1000
+    assert result["tokens_per_second"] > 1
     assert result["answers"][0]["usage"]["completion_tokens"] == 96
     assert slow["failure_class"] == "slow" and "wanted at least 1e+06 tokens/s" in slow["msg"]
     assert slow["next_command"] == f"curl -sSi {nim.url}/v1/metrics"
     assert late["failure_class"] == "slow" and "the first token came after" in late["msg"]
 
 
-def test_a_proxy_that_keeps_streams_back_is_found(fail):
+def test_a_proxy_that_keeps_streams_back_is_found(fail, monkeypatch):
+    # A busy machine takes its time to read what came in one piece.
+    monkeypatch.setattr(_expect, "_BURST", 0.05)
     with NimServer(gap=0) as nim:
         whole = []
 
@@ -768,7 +758,7 @@ def test_a_proxy_that_keeps_streams_back_is_found(fail):
         result = fail(nim.url, probes=["pace"])
     assert result["failure_class"] == "buffered_stream"
     assert "96 pieces of a stream came within" in result["msg"]
-    assert result["evidence"][0].startswith("seconds of the first pieces: 0.1")
+    assert re.match(r"seconds of the first pieces: \d+\.\d{4}, ", result["evidence"][0])
     assert "curl -sSiN --compressed" in result["next_command"] and '"stream": true' in result["next_command"]
     # Once may be chance.
     assert len(whole) == 2
@@ -880,13 +870,13 @@ def test_without_requests_the_message_says_what_to_install(call, monkeypatch):
     assert result["failed"] and "requests" in result["msg"]
 
 
-def test_a_proxy_in_the_environment_is_not_used(call, monkeypatch):
+def test_a_proxy_in_the_environment_is_not_used(call, monkeypatch, port):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with NimServer() as nim:
-        assert call(nim.url, timeout=2)["phase"] == "verified"
+        assert call(nim.url, timeout=30)["phase"] == "verified"
 
 
 # The unit behind the endpoint.
@@ -894,6 +884,13 @@ def test_a_proxy_in_the_environment_is_not_used(call, monkeypatch):
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB."
 
 
+@pytest.fixture
+def seldom(monkeypatch):
+    """systemd is asked where it must be, and not once more for each second that a busy machine takes."""
+    monkeypatch.setattr(_unit, "_CHECK_EVERY", LONG)
+
+
+@pytest.mark.usefixtures("seldom")
 def test_a_living_unit_and_the_endpoint(call, host):
     folder = host(RUNNING)
     with NimServer() as nim:
@@ -906,9 +903,9 @@ def test_a_living_unit_and_the_endpoint(call, host):
     assert calls[0].startswith("C show --property=LoadState,") and calls[0].endswith(f"-- {UNIT}")
 
 
-def test_a_unit_in_a_crash_loop_fails_in_seconds(fail, host):
+def test_a_unit_in_a_crash_loop_fails_in_seconds(fail, host, port):
     folder = host(RUNNING, AUTO_RESTART, journal=["Loading weights", OOM, f"{UNIT}: Failed with result 'exit-code'."])
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{port}"
     result = fail(url, unit=UNIT, timeout=1800, journal_lines=5)
     assert result["failure_class"] == "out_of_memory"
     assert result["phase"] == "starting"
@@ -939,10 +936,11 @@ def test_a_lost_unit_counts_more_than_a_green_endpoint(fail, host, state, journa
     assert (result["failure_class"], result["next_command"]) == (failure_class, next_command.format(port=nim.port))
 
 
-def test_restarts_are_counted_from_the_first_slice(call, fail, host):
+@pytest.mark.usefixtures("seldom")
+def test_restarts_are_counted_from_the_first_slice(call, fail, host, port):
     second = unit(NRestarts=7, InvocationID="0c1d5e7fb2aa4c0c8f7f5f3a39a5c2de")
     host(unit(NRestarts=4), second, journal=["Loading weights 3/4"])
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{port}"
     first = call(url, unit=UNIT, max_wait=0.3)
     assert (first["resume"]["restarts"], first["last_log"]) == (4, "Loading weights 3/4")
     result = fail(url, unit=UNIT, max_wait=0.3, resume=first["resume"])
@@ -998,18 +996,18 @@ def test_a_dead_engine_in_a_living_unit_shows_the_journal(fail, host, monkeypatc
     assert result["next_command"] == f"journalctl -u {UNIT} -n 100 --no-pager"
 
 
-def test_a_slow_start_of_a_living_unit_shows_the_journal(fail, host):
+def test_a_slow_start_of_a_living_unit_shows_the_journal(fail, host, port):
     host(RUNNING, journal=["Waiting for the other ranks"])
-    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT, timeout=0.3)
+    result = fail(f"http://127.0.0.1:{port}", unit=UNIT, timeout=0.3)
     assert result["failure_class"] == "starting"
     assert result["stage"] is None
     assert "Journal: Waiting for the other ranks." in result["msg"]
 
 
-def test_a_download_that_does_not_end_in_time_says_how_far_it_came(fail, host):
+def test_a_download_that_does_not_end_in_time_says_how_far_it_came(fail, host, port):
     bar = "model-00001-of-00004.safetensors:  45%|####5     | 2.26G/4.98G [00:12<00:14, 181MB/s]"
     host(RUNNING, journal=["INFO ngc_injector.py:141] Selected profile: 8835c317 (vllm-fp16-tp1)", bar])
-    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT, timeout=0.3)
+    result = fail(f"http://127.0.0.1:{port}", unit=UNIT, timeout=0.3)
     assert (result["failure_class"], result["phase"], result["stage"]) == ("downloading", "starting", "downloading")
     assert "(last: downloading 2.3 GB of 5.0 GB)" in result["msg"]
     assert bar in result["evidence"]
@@ -1017,18 +1015,18 @@ def test_a_download_that_does_not_end_in_time_says_how_far_it_came(fail, host):
     assert [entry["stage"] for entry in result["history"]] == ["downloading"]
 
 
-def test_gpus_that_no_profile_fits_are_told(fail, host):
+def test_gpus_that_no_profile_fits_are_told(fail, host, port):
     said = "ERROR 2026-03-03 12:00:10.079 ngc_profile.py:226] Detected 0 compatible profile(s)."
     host(AUTO_RESTART, journal=["Free GPUs:", said, f"{UNIT}: Failed with result 'exit-code'."])
-    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT)
+    result = fail(f"http://127.0.0.1:{port}", unit=UNIT)
     assert (result["failure_class"], result["next_command"]) == ("no_profile", "nvidia-smi")
     assert said in result["evidence"] and "Choose a model that fits these GPUs" in result["msg"]
 
 
-def test_a_driver_too_old_for_the_image_is_told(fail, host):
+def test_a_driver_too_old_for_the_image_is_told(fail, host, port):
     said = "RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."
     host(AUTO_RESTART, journal=[said, f"{UNIT}: Failed with result 'exit-code'."])
-    result = fail(f"http://127.0.0.1:{free_port()}", unit=UNIT)
+    result = fail(f"http://127.0.0.1:{port}", unit=UNIT)
     assert (result["failure_class"], result["next_command"]) == ("driver_mismatch", "nvidia-smi")
     assert said in result["evidence"]
 

@@ -19,9 +19,12 @@ AUTH = base64.b64encode(f"$oauthtoken:{SECRET}".encode()).decode()
 OTHER = {"auth": base64.b64encode(b"ci:token").decode()}
 HELPER = """\
 #!/bin/sh
-# Keeps what it is told; says no, and more than it should, when there is a file that tells it to.
+# Keeps what it is told and gives it back; says no, and more than it should, when there is a file that tells it to.
+[ ! -e "$0.deaf" ] || exit 0
+[ "$1" != get ] || exec /bin/cat "$0.store"
 /bin/cat > "$0.$1"
 [ ! -e "$0.refuses" ] || { echo "gpg: no public key for $(/bin/cat "$0.$1")"; exit 1; }
+[ ! -e "$0.garbles" ] || echo '{"ServerURL": "nvcr.io", "Username": "$oauthtoken", "Secret": "nvapi"}' > "$0.store"
 """
 
 
@@ -109,6 +112,17 @@ def test_helper_that_refuses_leaves_all_as_it_was(call, path, helper):
     before = path.read_text()
     result = call()
     assert result["failed"] and "did not take the login of nvcr.io: gpg: no public key" in result["msg"]
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("how", ["deaf", "garbles"])
+def test_login_that_does_not_come_back_stays_where_it_was(call, path, helper, how):
+    """A helper that ends well without having read what it was told has not taken it."""
+    helper.with_name(f"docker-credential-pass.{how}").touch()
+    put(path, {"auths": {"nvcr.io": {"auth": AUTH}}})
+    before = path.read_text()
+    result = call()
+    assert result["failed"] and "did not take the login of nvcr.io: it does not give back" in result["msg"]
     assert path.read_text() == before
 
 

@@ -276,7 +276,8 @@ def test_deployed_host(call, deployed):
     }
     assert result["images"] == {f"{IMAGE}:1.8.6": IMAGE_ID, f"{IMAGE}@{DIGEST}": IMAGE_ID}
     assert result["native_images"] == []
-    assert result.keys() == set(documented())
+    # The controller adds the comparison of the clocks.
+    assert {*result, "clock"} == set(documented())
 
 
 LABEL = "com.nvidia.nim.model_download_protocol"
@@ -317,6 +318,18 @@ def test_login_that_a_credential_helper_keeps(call, deployed):
     assert result["engine"]["credential_helpers"] == config["credHelpers"]
     assert deployed.asked("docker-credential-pass") == ["docker-credential-pass get"]
     assert "nvapi" not in json.dumps(result)
+
+
+def test_credential_helper_that_does_not_listen(call, deployed):
+    """It ends while it is still being told: the name is longer than a pipe holds. What it answers counts, and the host is read."""
+    registry = "r" * 2**20
+    deployed.write("/root/.docker/config.json", json.dumps({"credHelpers": {registry: "pass"}}))
+    given = {"ServerURL": "nvcr.io", "Username": "$oauthtoken", "Secret": "nvapi-secret"}
+    deployed.command("docker-credential-pass", get=json.dumps(given))
+    (deployed.bin / "timeout").symlink_to("/usr/bin/timeout")
+    result = call()
+    assert result["engine"]["logins"] == {registry: hashlib.sha256(b"$oauthtoken:nvapi-secret").hexdigest()}
+    assert result["services"]["llama"]["unit"]["active"] == "active"
 
 
 def documented():

@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import ssl
 import subprocess
+import threading
 import time
 import uuid
 
@@ -82,12 +84,30 @@ def test_closed_loop(call):
         assert step["input_tokens_mean"] == 32
         assert step["ttft_ms"]["min"] > 49.5
         assert step["e2e_ms"]["min"] > 79.5
-        assert step["itl_ms"]["mean"] == step["tpot_ms"]["mean"] == pytest.approx(10, abs=4)
+        # However late a busy machine reads them: four tokens are three pauses after the first one.
+        rest = step["e2e_ms"]["mean"] - step["ttft_ms"]["mean"]
+        assert step["itl_ms"]["mean"] == step["tpot_ms"]["mean"] == pytest.approx(rest / 3, abs=0.1)
         assert step["requests_per_s"] == pytest.approx(16 / step["duration_s"], rel=0.001)
         assert step["output_tokens_per_s"] == pytest.approx(64 / step["duration_s"], rel=0.001)
-    # Eight at a time cannot take as long as one after another.
+    # One after another.
     assert one["duration_s"] > 16 * 0.08
-    assert eight["duration_s"] < one["duration_s"] / 2
+
+
+@pytest.mark.parametrize(
+    ("load", "together", "requests"), [({"concurrency": [8]}, 8, 16), ({"request_rate": [400]}, 12, 12)]
+)
+def test_requests_do_not_wait_for_one_another(call, load, together, requests):
+    """Nobody gets an answer until so many have asked."""
+    meeting = threading.Barrier(together, timeout=60)
+
+    def meet(_nim, handler, _body):
+        meeting.wait()
+        handler.send_stream(sse(chunks()))
+
+    args = {"requests": requests, "warmup_requests": 0, "prompts": ["hello"], "request_timeout": 60, **load}
+    with NimServer(replies={CHAT: after(1, meet)}) as nim:
+        (step,) = call(nim.url, **args)["steps"]
+    assert (step["completed"], step["failed_requests"]) == (requests, 0)
 
 
 def test_open_loop(call):
@@ -95,17 +115,13 @@ def test_open_loop(call):
         result = call(url, request_rate=[40], requests=40, seed=3)
     (step,) = result["steps"]
     assert (step["load"], step["level"], step["completed"]) == ("open", 40, 40)
-    assert step["late_ms"]["p50"] < 50
-    # Requests do not wait for one another: forty of 0.1 s each take less than 4 s.
-    assert step["duration_s"] < 3
+    assert 0 <= step["late_ms"]["min"] <= step["late_ms"]["p50"]
 
 
 def test_duration_ends_a_step(call):
     with steady(ttft=0.02) as url:
-        began = time.monotonic()
         result = call(url, concurrency=[2], duration=0.5, warmup_requests=0)
-        assert time.monotonic() - began < 4
-    assert 2 < result["steps"][0]["completed"] <= 60
+    assert 2 <= result["steps"][0]["completed"] <= 60
 
 
 def test_what_is_sent(call):
@@ -225,43 +241,12 @@ def test_a_server_that_dies_in_the_middle(call):
 
 
 def test_a_server_whose_process_is_killed(call):
-    with steady(ttft=0.02) as url:
-        port = url.rpartition(":")[2]
-        pid = next(
-            int(path.parent.name)
-            for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
-            if b"steady_server" in _read(path) and listens(path.parent, port)
-        )
-        child = os.fork()
-        if child == 0:
-            time.sleep(0.7)
-            os.kill(pid, signal.SIGKILL)
-            os._exit(0)
-        result = call(url, concurrency=[4], duration=30)
-        os.waitpid(child, 0)
+    with steady(ttft=0.02, dies_after=40) as url:
+        result = call(url, concurrency=[4], duration=600)
     assert result["failure_class"] in ("unreachable", "dead_engine")
     (step,) = result["steps"]
     assert step["completed"] > 0 and step["aborted"] and step["errors"]["unreachable"]["count"] > 0
-    assert result["elapsed"] < 20
-
-
-def _read(path):
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""
-
-
-def listens(process, port):
-    """Whether a process listens on a port."""
-    inodes = set()
-    for entry in (process / "fd").iterdir():
-        with contextlib.suppress(OSError):
-            inodes.add(str(entry.readlink()))
-    for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[1].endswith(f":{int(port):04X}") and words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
-            return True
-    return False
+    assert result["elapsed"] < 300
 
 
 def test_requests_that_are_refused(call):
@@ -290,25 +275,27 @@ def test_some_failures_may_be_allowed(call):
 
 
 def test_a_slow_server(call):
+    over = threading.Event()
+
     def hang(_nim, handler, _body):
-        handler.send_stream(iter(_slowly()))
+        handler.send_stream(_slowly())
 
     def _slowly():
-        for part in sse(chunks()):
-            time.sleep(0.5)
-            yield part
+        yield from sse(chunks())[:2]
+        over.wait()
 
     with NimServer(replies={CHAT: after(3, hang)}) as nim:
-        result = call(nim.url, concurrency=[1], requests=2, request_timeout=0.3)
+        result = call(nim.url, concurrency=[1], requests=2, request_timeout=2)
+        over.set()
     assert result["failure_class"] == "slow"
-    assert "no whole answer to POST /v1/chat/completions within 0.3 s" in result["msg"]
+    assert "no whole answer to POST /v1/chat/completions within 2 s" in result["msg"]
 
 
 def test_a_benchmark_has_an_end(call):
     with steady(ttft=0.2) as url:
-        result = call(url, concurrency=[1], duration=60, timeout=1)
+        result = call(url, concurrency=[1], duration=600, timeout=1)
     assert result["failure_class"] == "slow" and "did not end within 1 s" in result["msg"]
-    assert result["elapsed"] < 5
+    assert result["elapsed"] < 300
 
 
 def test_no_http(call):
@@ -334,26 +321,38 @@ def test_gates_fail_the_task_with_the_numbers(call):
             ],
         )
     assert result["failed"] and result["failure_class"] == "slow"
-    assert "concurrency 2: ttft_ms p50 5" in result["msg"] and "wanted at most 20" in result["msg"]
+    seen = re.search(r"concurrency 2: ttft_ms p50 ([\d.]+), wanted at most 20", result["msg"])
+    assert seen and float(seen[1]) >= 49.5, result["msg"]
     assert [entry["passed"] for entry in result["gates"]] == [False, False, True, True]
     assert [step["goodput_per_s"] for step in result["steps"]] == [0.0, 0.0]
     assert result["next_command"] == f"curl -sS {url}/v1/metrics"
 
 
+def scaled(step, factor):
+    """A step of an earlier run in which everything took FACTOR times as long."""
+    slower = {
+        name: {stat: number * factor for stat, number in value.items()}
+        for name, value in step.items()
+        if name.endswith("_ms") and value
+    }
+    rates = {name: value / factor for name, value in step.items() if name.endswith("_per_s") and value}
+    return {**step, **slower, **rates}
+
+
 def test_baseline(call, tmp_path):
     path = tmp_path / "before.json"
-    args = {"concurrency": [1], "requests": 5, "warmup_requests": 0}
+    args = {"concurrency": [1], "requests": 5, "warmup_requests": 0, "baseline_tolerance": 80}
     with steady(ttft=0.05, itl=0.01) as url:
-        before = call(url, **args)
-        path.write_text(json.dumps({"steps": before["steps"]}))
-        again = call(url, **args, baseline_file=str(path), baseline_tolerance=80)
+        (before,) = call(url, **args)["steps"]
+        # A hundred times as slow: no busy machine makes it as bad as that.
+        path.write_text(json.dumps({"steps": [scaled(before, 100)]}))
+        again = call(url, **args, baseline_file=str(path))
         assert not again.get("failed") and not any(line["regression"] for line in again["comparison"])
-    with steady(ttft=0.25, itl=0.01) as url:
-        worse = call(url, **args, baseline=json.loads(path.read_text()), baseline_tolerance=80)
+        worse = call(url, **args, baseline={"steps": [scaled(before, 0.01)]})
     assert worse["failure_class"] == "slow" and "worse than the baseline" in worse["msg"]
     lines = {(line["metric"], line["stat"]): line for line in worse["comparison"]}
     assert lines["ttft_ms", "p50"]["regression"] and lines["ttft_ms", "p50"]["change_percent"] > 100
-    assert lines["requests_per_s", None]["change_percent"] < -50 and not lines["requests_per_s", None]["regression"]
+    assert lines["requests_per_s", None]["regression"] and lines["requests_per_s", None]["change_percent"] < -80
 
 
 # -- slices ------------------------------------------------------------------------------------------------------------
@@ -366,7 +365,7 @@ def job_path(run_id):
 def test_slices(call):
     run_id = uuid.uuid4().hex
     with steady(ttft=0.05) as url:
-        args = {"concurrency": [1, 4], "duration": 1.5, "run_id": run_id}
+        args = {"concurrency": [1, 4], "requests": 40, "run_id": run_id}
         seen = [call(url, **args, max_wait=0.4)]
         assert seen[0]["waiting"] and job_path(run_id).stat().st_mode & 0o777 == 0o700
         while seen[-1]["waiting"]:
@@ -376,7 +375,7 @@ def test_slices(call):
     assert any("requests" in result["history"][-1]["detail"] for result in seen[:-1])
     assert [step["level"] for step in seen[-1]["steps"]] == [1, 4]
     # Slices did not interrupt it.
-    assert all(step["completed"] >= 20 for step in seen[-1]["steps"])
+    assert [step["completed"] for step in seen[-1]["steps"]] == [40, 40]
     assert not job_path(run_id).exists()
 
 
@@ -392,10 +391,15 @@ def test_a_slice_whose_answer_was_lost_starts_nothing_twice(call):
 def test_the_key_is_in_no_file(call):
     run_id = uuid.uuid4().hex
     with NimServer(api_key=KEY) as nim:
-        args = {"concurrency": [1], "duration": 1, "run_id": run_id, "api_key": KEY}
-        assert call(nim.url, **args, max_wait=0.6)["waiting"]
-        files = {path.name: path.read_text() for path in job_path(run_id).iterdir()}
-        assert "status" in files and KEY not in json.dumps(files)
+        args = {"concurrency": [1], "duration": 3, "run_id": run_id, "api_key": KEY}
+        files = {}
+        while "status" not in files:
+            assert call(nim.url, **args, max_wait=0.3)["waiting"]
+            for path in job_path(run_id).iterdir():
+                # The job replaces files meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    files[path.name] = path.read_text()
+            assert KEY not in json.dumps(files)
         assert not call(nim.url, **args, max_wait=20).get("failed")
 
 
@@ -431,7 +435,7 @@ def test_nobody_looks_any_more(call, monkeypatch):
     run_id = uuid.uuid4().hex
     with steady(ttft=0.05) as url:
         assert call(url, concurrency=[1], duration=30, run_id=run_id, max_wait=0.3)["waiting"]
-        for _ in range(100):
+        for _ in range(600):
             if not job_path(run_id).exists():
                 break
             time.sleep(0.1)

@@ -627,16 +627,18 @@ def test_slice_of_a_pull(lab, call):
 def test_slices_of_a_download(lab, call):
     lab.image()
     lab.unit(STAGE, RUNNING, journal=["INFO download begins", "INFO 3 of 17 files: model-00003.safetensors"])
+    before = time.monotonic()
     result = call(max_wait=0.01)
     assert (result["waiting"], result["phase"]) == (True, "weights")
     assert result["history"] == [{"phase": "weights", "detail": "16.1 GB"}]
     assert result["last_log"] == "INFO 3 of 17 files: model-00003.safetensors"
     assert result["image_id"] == IMAGE_ID
     assert not (lab.cache / STAGED_MARKER).exists()
-    assert result["resume"]["bytes"] == SIZE and abs(result["resume"]["time"] - time.time()) < SOON
-    result = call(max_wait=0.01, resume={"elapsed": 2.0, "bytes": SIZE - 10**9, "time": time.time() - 1000})
+    # By a clock that nobody sets: the rate is a host's that has just got the true time as well.
+    assert result["resume"]["bytes"] == SIZE and before <= result["resume"]["time"] <= time.monotonic()
+    result = call(max_wait=0.01, resume={"elapsed": 2.0, "bytes": SIZE - 10**9, "time": time.monotonic() - 1000})
     assert result["waiting"] is True
-    assert re.fullmatch(r"16\.1 GB, (1\.0 MB|(99\d|1000)\.\d kB)/s", result["history"][0]["detail"])
+    assert re.fullmatch(r"16\.1 GB, (1\.0 MB|(1000|9\d\d)\.\d kB)/s", result["history"][0]["detail"])
     assert lab.started() == [STAGE]
 
 

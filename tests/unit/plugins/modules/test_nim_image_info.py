@@ -12,13 +12,12 @@ import json
 import socket
 import socketserver
 import threading
-import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.modules import nim_image_info
 from ansible_collections.baremetal.nim.tests.unit.image_registry import BASIC, CONFIG, KEY, NIM, Registry
-from ansible_collections.baremetal.nim.tests.unit.serving import serving
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE, serving
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -306,16 +305,31 @@ def test_images_of_a_registry_are_asked_side_by_side(ask, registry):
     assert len(result["native"]) == 5
 
 
-def test_registries_are_waited_for_side_by_side(ask):
-    """They take the connection and never say anything."""
+def test_registries_are_asked_side_by_side(ask):
+    """None says anything until all have been asked; then they hang up."""
+    meeting = threading.Barrier(6, timeout=PATIENCE)
+
+    class HangUp(socketserver.BaseRequestHandler):
+        def handle(self):
+            meeting.wait()
+
     with contextlib.ExitStack() as stack:
-        names = []
-        for _number in range(6):
-            silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            names.append(f"127.0.0.1:{silent.getsockname()[1]}")
-        before = time.monotonic()
-        result = ask(images=[f"{name}/nim/{image}" for name in names for image in ("a:1", "b:2")], timeout=2)
-        # One after another they take 12 s.
-        assert time.monotonic() - before < 8
-    assert len(result["images"]) == 12
+        servers = [
+            stack.enter_context(serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangUp)))
+            for _number in range(6)
+        ]
+        names = [f"127.0.0.1:{server.server_address[1]}" for server in servers]
+        result = ask(images=[f"{name}/nim/{image}" for name in names for image in ("a:1", "b:2")], timeout=PATIENCE)
+    assert len(result["images"]) == 12 and not meeting.broken
+    assert not any(said["found"] for said in result["images"].values())
+
+
+def test_registry_that_never_says_anything_is_not_asked_twice(ask):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        name = f"127.0.0.1:{silent.getsockname()[1]}"
+        result = ask(images=[f"{name}/nim/{image}" for image in ("a:1", "b:2")], timeout=1)
+        silent.settimeout(0)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
     assert {said["reason"].partition(" ")[2] for said in result["images"].values()} == {"cannot be asked: timed out"}

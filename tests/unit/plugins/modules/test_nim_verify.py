@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.baremetal.nim.plugins.modules import nim_verify
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -21,7 +22,7 @@ def call(capsys):
     """Runs the module; returns its result."""
 
     def run(*endpoints, check_mode=False, **args):
-        common = {"timeout": 30, "request_timeout": 5, "poll_interval": 0.05}
+        common = {"timeout": PATIENCE, "request_timeout": PATIENCE, "poll_interval": 0.05}
         args = {"endpoints": [{**common, **endpoint} for endpoint in endpoints], **args}
         with patch_module_args({**args, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit) as caught:
             nim_verify.main()
@@ -46,11 +47,16 @@ def test_endpoints_are_verified_in_one_call(call):
 
 
 def test_endpoints_are_waited_for_side_by_side(call):
-    endpoints = [{"name": str(number), "url": NOBODY, "timeout": 1.0} for number in range(8)]
-    began = time.monotonic()
-    result = call(*endpoints)
-    assert time.monotonic() - began < 5
-    assert [item["failure_class"] for item in result["results"]] == ["unreachable"] * 8
+    """None is ready until all have been asked."""
+    meeting = threading.Barrier(8, timeout=PATIENCE)
+
+    def meet(_nim, handler, _body):
+        meeting.wait()
+        handler.send_json(200, {"message": "ready"})
+
+    with NimServer(replies={("GET", "/v1/health/ready"): meet}) as nim:
+        result = call(*({"name": str(number), "url": nim.url, "probes": ["health"]} for number in range(8)))
+    assert [item["phase"] for item in result["results"]] == ["verified"] * 8
 
 
 def test_one_that_fails_stops_nobody_and_is_told(call):
@@ -77,13 +83,13 @@ def test_slices(call):
             "verified",
             True,
         )
-        resume = {**first["resume"], "elapsed": 29.9}
+        resume = {**first["resume"], "elapsed": PATIENCE - 0.1}
         last = call(*endpoints, max_wait=0.3, resume=resume)
         assert len(nim.asked("/v1/chat/completions")) == asked
     assert last["failed"] and not last["waiting"]
     llama, late = last["results"]
     assert llama == first["results"][0]
-    assert late["failure_class"] == "unreachable" and late["elapsed"] > 29.9
+    assert late["failure_class"] == "unreachable" and late["elapsed"] > PATIENCE - 0.1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ansible_collections.baremetal.nim.plugins.filter.nim_html import collection
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark, _judgement
 from ansible_collections.baremetal.nim.plugins.module_utils._answers import Record
 from ansible_collections.baremetal.nim.plugins.module_utils._report import benchmarks, endpoints
+from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 
 PLOTS = {"latency", "itl", "throughput", "histogram", "timeline"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -339,7 +340,7 @@ def test_in_a_browser(tmp_path, width, made, plots):
     page.write_text(FRAME.format(width=width, page=json.dumps(text).replace("</", "<\\/")))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1])
     assert seen["width"] == width or seen["width"] == width - 15  # a scroll bar
