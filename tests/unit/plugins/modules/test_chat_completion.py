@@ -743,7 +743,7 @@ def test_pace(call, fail):
 
 def test_a_proxy_that_keeps_streams_back_is_found(fail, monkeypatch):
     # A busy machine takes its time to read what came in one piece.
-    monkeypatch.setattr(_expect, "_BURST", 0.05)
+    monkeypatch.setattr(_expect, "BURST", 0.05)
     with NimServer(gap=0) as nim:
         whole = []
 
@@ -947,14 +947,14 @@ def test_restarts_are_counted_from_the_first_slice(call, fail, host, port):
     assert f"unit {UNIT} restarted 3 times during the wait, wanted active" in result["msg"]
 
 
-def test_progress_shows_nothing_of_the_life_before(call, host):
+def test_progress_shows_nothing_of_the_life_before(call, host, port):
     """The last line of the container before it is in the journal of the unit, and in that of its own start only."""
     folder = host(RUNNING, journal=["Uvicorn running on http://0.0.0.0:8000"])
     new = RUNNING["InvocationID"]
     script = f'case "$1" in *INVOCATION_ID={new}) cat life;; --unit=*) cat journal;; esac'
     (folder / "journalctl").write_text(f"#!/bin/sh\ncd {shlex.quote(str(folder))}\n{script}\n")
     (folder / "life").write_text("")
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{port}"
     first = call(url, unit=UNIT, max_wait=0.3)
     assert (first["waiting"], first["last_log"], first["stage"]) == (True, "", None)
     (folder / "life").write_text("waiting for the other ranks\n")
