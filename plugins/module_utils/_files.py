@@ -33,7 +33,10 @@ def facts(path: str) -> dict[str, Any] | None:
 
 def beside(path: str, data: bytes, mode: int) -> str:
     """Writes DATA next to PATH, down to the disk; returns the name. The directory's kind of label is the file's."""
-    handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+    try:
+        handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)

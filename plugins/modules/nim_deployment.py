@@ -104,12 +104,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _deployment
+from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _deployment, _files
 from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 
 
@@ -176,15 +175,13 @@ class Deployment:
             shutil.rmtree(self.copy, ignore_errors=True)
             os.rename(self.before, self.copy)
 
-    def put(self, name: str, data: bytes) -> None:
-        """Writes one file into its place."""
-        path, mode = self.files[name]
-        handle, scratch = tempfile.mkstemp(dir=self.module.tmpdir)
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        os.chmod(scratch, mode)
+    def put(self, content: dict[str, bytes]) -> None:
+        """Writes files into their places, all of them or none."""
         # What lies there may have been lost or opened up; its mode is not to be taken over.
-        self.module.atomic_move(scratch, path, keep_dest_attrs=False)
+        _files.write((self.files[name][0], data, self.files[name][1]) for name, data in content.items())
+        if self.module.selinux_enabled():
+            for name in content:
+                self.module.set_default_selinux_context(self.files[name][0], False)
 
     def systemctl(self, *argv: str) -> str:
         """Runs systemctl; returns what it said when it failed."""
@@ -239,9 +236,8 @@ class Deployment:
             self.systemctl("disable", self.unit)
         for path in others:
             os.unlink(path)
-        self.put("env", kept["env"])
-        self.put("unit", kept["unit"])
-        self.put("record", (json.dumps(record, indent=4, sort_keys=True) + "\n").encode())
+        told = (json.dumps(record, indent=4, sort_keys=True) + "\n").encode()
+        self.put({"env": kept["env"], "unit": kept["unit"], "record": told})
         if self.module.params["swap"] and current["record"]:
             self.write_copy(current)
         self.systemctl("reset-failed", self.unit)

@@ -306,6 +306,15 @@ def test_staging_gets_everything_it_takes():
     assert set(task) == set(documentation("modules", "nim_cache")["options"]) - controllers_own
 
 
+def test_files_of_a_service_go_to_the_host_together():
+    """One by one they would take a remote call or two each, and a cut between two would leave a new unit with an old environment."""
+    one_by_one = {"ansible.builtin.copy", "ansible.builtin.template", "ansible.builtin.file"}
+    for path in (ROOT / "roles/nim_service/tasks").glob("*.yml"):
+        for task in tasks(load(path)):
+            assert not one_by_one & set(task), f"{path.name}: {task.get('name')}"
+            assert "baremetal.nim.nim_files" not in task or "loop" not in task, task["name"]
+
+
 # -- plugins -----------------------------------------------------------------------------------------------------------
 
 

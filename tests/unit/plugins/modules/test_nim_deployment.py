@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -312,3 +313,16 @@ def test_same_deployment_kept_again_is_not_put_aside(host, call):
     host.paths["record"].write_text(json.dumps({**record, "ready_after_s": 7}))
     assert call("kept")["changed"]
     assert not host.copy.with_name("llama.before").exists()
+
+
+def test_a_lost_environment_comes_back_as_closed_as_it_was(host, call):
+    """Also with the usual umask, under which a new file is for everybody to read."""
+    host.deploy("1")
+    call("kept")
+    host.paths["env"].unlink()
+    before = os.umask(0o022)
+    try:
+        assert call("restored")["changed"]
+    finally:
+        os.umask(before)
+    assert host.paths["env"].stat().st_mode & 0o777 == 0o600
