@@ -363,7 +363,9 @@ def summarize(records: Sequence[Record], slo: Mapping[str, Any]) -> dict[str, An
     for name in DISTRIBUTIONS:
         values: list[float] = [metrics[name] for metrics in each if name in metrics]
         if name == "icl_ms":
-            values = [gap * 1000 for record in good if record.lumps >= 2 for gap in record.gaps]
+            values = [
+                gap * 1000 for record in good if record.lumps >= 2 and not record.kept_back for gap in record.gaps
+            ]
         found[name] = statistics(values)
         if name in ("ttft_ms", "e2e_ms"):
             found.setdefault("histograms", {})[name] = histogram(values)

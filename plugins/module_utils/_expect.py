@@ -89,6 +89,11 @@ def speed(answer: Answer) -> float | None:
     return (tokens - 1) / seconds if seconds > 0 else None
 
 
+def at_one_blow(pieces: int, lumps: int, seconds: float) -> bool:
+    """Return whether so many pieces came faster than any engine makes them: in one lump, or in few that a busy reader made of it."""
+    return pieces >= FEW and (lumps == 1 or (seconds < BURST * (pieces - 1) and pieces >= FEW * lumps))
+
+
 def is_burst(answer: Answer) -> bool | None:
     """Return whether the content of a streamed answer was kept back and came in lumps; None where too little came to tell."""
     at = answer.arrivals
@@ -97,7 +102,7 @@ def is_burst(answer: Answer) -> bool | None:
         tokens = answer.usage.get("completion_tokens") or 0
         return True if 0 < len(at) < _FEWEST and 4 * FEW <= tokens <= len(answer.content) else None
     starts = [0, *(number for number in range(1, len(at)) if at[number] - at[number - 1] >= BURST)]
-    if len(starts) == 1:
+    if at_one_blow(len(at), len(starts), at[-1] - at[0]):
         return True
     # The last lump is a rest.
     return starts[-1] / (len(starts) - 1) >= _LUMP and (at[starts[-1]] - at[0]) / (len(starts) - 1) >= _LUMPS_APART

@@ -12,6 +12,7 @@ This module util is private to the collection and may change at any time.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -74,6 +75,8 @@ _UPSTREAM = re.compile(
 _NGINX_LIMIT = re.compile(
     r"503 service (temporarily )?unavailable.*<center>(nginx|openresty)", re.IGNORECASE | re.DOTALL
 )
+_HIDDEN = re.compile(r"<(head|style|script)\b.*?</\1>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
 _SOON = re.compile(
     r"(?:try again|retry)(?: after| in)?:? *(\d+(?:\.\d+)?) *(ms|milliseconds?|m|min|minutes?|s|sec|seconds?)?\b",
     re.IGNORECASE,
@@ -101,8 +104,13 @@ def error_text(body: str) -> str:
     try:
         parsed = json.loads(body)
     except ValueError:
-        return shorten(body)
+        return shorten(_page_text(body) if body.lstrip()[:1] == "<" else body) or shorten(body)
     return shorten(words_of(parsed))
+
+
+def _page_text(page: str) -> str:
+    """What a page of a proxy shows."""
+    return html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", page)))
 
 
 def words_of(document: Any) -> str:

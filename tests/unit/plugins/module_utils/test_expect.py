@@ -107,7 +107,15 @@ def test_speed(given, speed):
         (even(40, 0.0001), True),
         # nginx passes on 4 kB at a time.
         ([0.5 + index // 16 * 0.2 + index % 16 * 0.00005 for index in range(64)], True),
+        # The same whole answer, which a busy reader took in three times.
+        ([0.5 + index * 0.00005 + index // 20 * 0.002 for index in range(60)], True),
         (even(40, 0.003), False),
+        # A small model, as fast as there are.
+        (even(64, 0.00045), True),
+        ([0.5 + index // 4 * 0.0018 + index % 4 * 0.0002 for index in range(64)], False),
+        # Speculative decoding: what a step accepts comes at once.
+        ([0.5 + index // 4 * 0.03 + index % 4 * 0.00005 for index in range(64)], False),
+        ([0.5 + index // 20 * 0.05 for index in range(100)], False),
         # A busy reader finds some pieces together.
         ([0.5 + index // 2 * 0.01 + index % 2 * 0.002 for index in range(40)], False),
     ],

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _refusal
-from ansible_collections.baremetal.nim.tests.unit.refusals import DEAD, OVERLOADED
+from ansible_collections.baremetal.nim.tests.unit.refusals import DEAD, HAPROXY_503, NGINX_502, OVERLOADED
 
 
 @pytest.mark.parametrize(
     ("status", "body", "failure_class", "words"),
     [
         (401, '{"error": {"message": "Unauthorized", "code": 401}}', "auth", "HTTP 401 from POST /x (Unauthorized)"),
-        (403, "<html>Forbidden</html>", "auth", "HTTP 403 from POST /x (<html>Forbidden</html>)"),
+        (403, "<html>Forbidden</html>", "auth", "HTTP 403 from POST /x (Forbidden)"),
         (404, '{"error": {"message": "The model `m` does not exist."}}', "wrong_model", "`m` does not exist"),
         (404, '{"object": "error", "message": "The model `m` does not exist."}', "wrong_model", "`m` does not exist"),
         (404, '{"detail": "Not Found"}', "bad_response", "Not Found"),
@@ -156,6 +156,9 @@ def test_what_is_no_error(document):
         ('{"errors": [{"message": "a"}]}', "a"),
         ('{"status": 5}', '{"status": 5}'),
         ("<html>", "<html>"),
+        (NGINX_502, "502 Bad Gateway nginx"),
+        (HAPROXY_503, "503 Service Unavailable No server is available to handle this request."),
+        ("<html><script>x</script>Forbidden &amp; more</html>", "Forbidden & more"),
         ("", ""),
     ],
 )
