@@ -35,8 +35,8 @@ test: venv tools docker ## All tests, side by side; a table tells what came of e
 lint: venv ## Style, types, documentation
 	tests/lint.sh
 
-unit: venv tools ## Pure functions, and modules against real local servers
-	$(V)/pytest -q tests/unit
+unit: venv tools ## Pure functions, and modules against real local servers [WORLD="fresh-boot shanghai+bare"|today|all] [TIMES=20] [K=name] [SEED=7]
+	$(V)/python tests/worlds.py $(if $(TIMES),--times=$(TIMES)) $(if $(SEED),--seed=$(SEED)) $(if $(K),-k "$(K)") $(WORLD)
 
 molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver faults lifecycle lifecycle-podman interrupted vllm reboot dkms"]
 	$(V)/python tests/suite.py $(SCENARIO)
@@ -61,7 +61,7 @@ venv: ## Install the toolbox into .venv, or .venv-2.20 [CORE=2.20] [PYTHON=/path
 	@PYTHON=$(PYTHON) tests/lab/bootstrap venv
 
 tools: ## Install what unit tests run besides Python if it is missing
-	@tests/lab/bootstrap tools
+	@WORLD="$(WORLD)" tests/lab/bootstrap tools
 
 docker: venv ## Start a Docker engine if none runs
 	@tests/lab/bootstrap docker

@@ -116,13 +116,17 @@ def address(host: Mapping[str, Any]) -> str:
     return str(next((host[name] for name in names if host.get(name)), host["inventory_hostname"]))
 
 
-def daemon_config(path: str, uid: int, gid: int, secrets: str) -> str:
-    """Configuration of the daemon that serves the cache PATH as the user that owns it."""
+def daemon_config(path: str, uid: int, gid: int, secrets: str, lock: str) -> str:
+    """Configuration of the daemon that serves the cache PATH as the user that owns it.
+
+    LOCK is a file of its own: in the common one, the connections of a daemon that the host has anyway count as well.
+    """
     return "\n".join(
         [
             "use chroot = yes",
             "log file = /dev/stderr",
             "max connections = 1",
+            f"lock file = {lock}",
             f"[{MODULE}]",
             f"path = {path}",
             f"uid = {uid}",

@@ -97,7 +97,7 @@ def main() -> None:
             asked = {"ServerURL": registry, "Username": login[0], "Secret": login[1]}
             code, out, err = _command.feed([program, "store"], json.dumps(asked))
             said = (err or out).strip() or f"exit status {code}"
-            if not code and _credentials.answer(_command.feed([program, "get"], registry)[1]) != login:
+            if not code and _credentials.answer(_command.feed([program, "get"], registry, 15)[1]) != login:
                 # One that ends before it has read what it is told may say that all is well.
                 code, said = 1, "it does not give back what it was told"
             if code:

@@ -110,7 +110,7 @@ class Share:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
-        self.files = {name: os.path.join(RUN_DIR, f"share.{name}") for name in ("conf", "secrets")}
+        self.files = {name: os.path.join(RUN_DIR, f"share.{name}") for name in ("conf", "secrets", "lock")}
 
     def staged(self) -> dict[str, Any]:
         """What is staged in the cache; fails when it is not what is wanted."""
@@ -148,7 +148,9 @@ class Share:
         write(self.files["secrets"], f"{_share.USER}:{self.params['password']}\n")
         write(
             self.files["conf"],
-            _share.daemon_config(self.params["path"], stat.st_uid, stat.st_gid, self.files["secrets"]),
+            _share.daemon_config(
+                self.params["path"], stat.st_uid, stat.st_gid, self.files["secrets"], self.files["lock"]
+            ),
         )
         argv = [rsync, "--daemon", "--no-detach", f"--config={self.files['conf']}", f"--port={self.params['port']}"]
         command = _staging.transient_unit(UNIT, "baremetal.nim: weights for another host", argv)

@@ -57,6 +57,15 @@ LAB_KEY = "nvapi-lab-0123456789abcdefghijklmnopqrstuvwxyz-0123456789ABCDEFGHIJ"
 #: GPU recording of each host name; other names get the single-GPU one.
 GPUS = {"gpu02": "h200-x2.xml"}
 RECORDINGS = {"h200.xml": "h200/smi-q-x.xml", "h200-x2.xml": "h200-x2/idle.xml"}
+#: Time zone and language of each host name, as real fleets have them; other names get the last one. Whatever compares times or reads
+#: what programs say must not mind. The second language is one that the hosts do not have.
+PLACES = {
+    "gpu01": ("Asia/Kathmandu", "de_DE.UTF-8"),
+    "gpu02": ("America/New_York", "fr_FR.UTF-8"),
+    "": ("Australia/Lord_Howe", "de_DE.UTF-8"),
+}
+#: Where a host is instead whose time zone is this machine's.
+ELSEWHERE = "Pacific/Chatham"
 #: Repository, tag, flavour and engine of the images that the registry holds.
 NIM = "nim/meta/llama-3.1-8b-instruct"
 IMAGES = (
@@ -105,6 +114,20 @@ def add(tar: tarfile.TarFile, name: str, data: bytes | str, mode: int = 0o644, u
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uid, info.gid = len(blob), mode, uid, uid
     tar.addfile(info, io.BytesIO(blob))
+
+
+def add_link(tar: tarfile.TarFile, name: str, target: str) -> None:
+    """Adds a symbolic link to an archive."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    tar.addfile(info)
+
+
+def place_of(name: str) -> tuple[str, str]:
+    """Time zone and language of a host."""
+    zone, language = PLACES.get(name, PLACES[""])
+    here = os.environ.get("TZ") or os.path.realpath("/etc/localtime")
+    return ELSEWHERE if here.endswith(zone) else zone, language
 
 
 def add_tree(tar: tarfile.TarFile, source: pathlib.Path, name: str = "") -> None:
@@ -334,6 +357,12 @@ class Lab:
             add(tar, "etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_bytes())
             add(tar, "home/ops/.ssh/authorized_keys", client_key.with_suffix(".pub").read_bytes(), 0o600, uid=1000)
             add(tar, "opt/lab-driver/gpus", GPUS.get(name, "h200.xml"))
+            zone, language = place_of(name)
+            add_link(tar, "etc/localtime", f"/usr/share/zoneinfo/{zone}")
+            add(tar, "etc/timezone", f"{zone}\n")
+            # Of logins and of units: whoever runs a command there, by whatever way.
+            for path in ("etc/default/locale", "etc/locale.conf"):
+                add(tar, path, f"LANG={language}\n")
             add(tar, "usr/local/share/ca-certificates/lab.crt", authority)
             if not converged:
                 # Of containers on the host.

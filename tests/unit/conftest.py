@@ -13,6 +13,15 @@ from ansible.module_utils.common import warnings
 from ansible_collections.baremetal.nim.tests.unit.serving import reserved
 from hypothesis import settings
 
+STRANGE = (
+    *("ANSIBLE_FORCE_", "ANSIBLE_STDOUT_", "ANSIBLE_CALLBACKS_", "ANSIBLE_INVENTORY", "ANSIBLE_VAULT_", "ANSIBLE_VERBOSITY"),
+    *("COLUMNS", "CURL_", "DOCKER_", "FORCE_COLOR", "HF_", "LAB_", "NGC_", "NIM_", "NO_COLOR", "OPENAI_", "REQUESTS_", "SSL_"),
+)  # fmt: skip
+
+# What users have in their environment, and tests have no business with: proxies, keys, certificates, colours, settings of Ansible.
+for name in list(os.environ):
+    if name.lower().endswith("_proxy") or name.startswith(STRANGE):
+        del os.environ[name]
 # The same cases in every run, however slow the machine.
 settings.register_profile("unit", database=None, deadline=None, derandomize=True)
 settings.load_profile("unit")

@@ -23,6 +23,39 @@ HERE = {
 AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F /dev/null"}
 
 
+def surroundings(folder: pathlib.Path, programs: pathlib.Path | None = None) -> dict[str, str]:
+    """What Ansible gets of the environment: of whoever runs the tests, only where things lie, and the time zone.
+
+    folder: the home directory, where it also writes. programs: folder that comes first on the PATH.
+    """
+    kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "TMPDIR", "TZ") if key in os.environ}
+    return {
+        **kept,
+        "PATH": f"{programs or folder}{os.pathsep}{kept['PATH']}",
+        "HOME": str(folder),
+        # Ansible runs in no other.
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOCAL_TEMP": str(folder / "ansible"),
+        "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def path_without(folder: pathlib.Path, *names: str) -> str:
+    """The PATH without some programs, whatever this machine has: what is beside them is linked from a folder below FOLDER."""
+    places = []
+    for number, place in enumerate(os.environ["PATH"].split(os.pathsep)):
+        if any(os.path.lexists(os.path.join(place, name)) for name in names):
+            beside = folder / f"path{number}"
+            beside.mkdir(parents=True)
+            for name in set(os.listdir(place)) - set(names):
+                (beside / name).symlink_to(os.path.join(place, name))
+            place = str(beside)
+        places.append(place)
+    return os.pathsep.join(places)
+
+
 def play_role(
     folder: pathlib.Path,
     role: str,
@@ -60,12 +93,8 @@ def play_role(
     done = subprocess.run(
         [*command, *args, str(folder / "play.yml")],
         env={
-            "PATH": f"{programs or folder}:{os.environ['PATH']}",
-            "HOME": str(folder),
-            "LC_ALL": "C.UTF-8",
+            **surroundings(folder, programs),
             "ANSIBLE_COLLECTIONS_PATH": collections,
-            "ANSIBLE_LOCAL_TEMP": str(folder / "ansible"),
-            "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
             "ANSIBLE_INJECT_FACT_VARS": "false",
             **(environment or {}),
         },
@@ -96,12 +125,7 @@ def play_book(
     command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", str(folder / "hosts.json")]
     done = subprocess.run(
         [*command, "-e", json.dumps(dict(extra)), *args, book],
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            **(environment or {}),
-        },
+        env={**surroundings(folder), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **(environment or {})},
         cwd=folder,
         text=True,
         stdout=subprocess.PIPE,

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
 import pytest
-from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, play_role
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, path_without, play_role
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "plugins/filter"))
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "plugins/modules"))
@@ -40,7 +41,7 @@ def machine(tmp_path):
 def play(tmp_path):
     """Runs tasks of the role with Red Hat's driver wanted; returns the exit status and what was told."""
 
-    def run(preflight_host, tasks, *args, **variables):
+    def run(preflight_host, tasks, *args, path=None, **variables):
         kernel = {
             "proc_root": str(tmp_path / "proc"),
             "sys_root": str(tmp_path / "sys"),
@@ -59,7 +60,7 @@ def play(tmp_path):
             *args,
             tasks=tasks,
             programs=tmp_path / "bin",
-            environment={"LOG": str(tmp_path / "calls")},
+            environment={"LOG": str(tmp_path / "calls"), **({"PATH": path} if path else {})},
             play={"module_defaults": {"baremetal.nim.nvidia_kernel_module": kernel}},
         )
 
@@ -98,8 +99,9 @@ def test_pain_13_words_of_rhel_drivers_are_told_and_what_was_stopped_comes_back(
     assert not machine.state_file.exists()
 
 
-def test_pain_13_missing_rhel_drivers_is_told(play, machine):
-    code, told = play(states.rhel(), "exchange_dnf")
+def test_pain_13_missing_rhel_drivers_is_told(play, machine, tmp_path):
+    path = f"{tmp_path}/bin{os.pathsep}{path_without(tmp_path, 'rhel-drivers')}"
+    code, told = play(states.rhel(), "exchange_dnf", path=path)
     assert code == 2 and "No such file or directory" in told and "rhel-drivers" in told, told
     assert "started again: nothing was stopped" in told
 

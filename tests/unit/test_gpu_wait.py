@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
-import time
 
 import pytest
 
@@ -30,43 +29,42 @@ def wait(tmp_path):
         )
         smi.chmod(0o755)
         env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-        began = time.monotonic()
         done = subprocess.run(
             ["/bin/sh", str(SCRIPT), *arguments], env=env, capture_output=True, text=True, check=False
         )
         calls = tmp_path / "calls"
-        return done, calls.read_text().splitlines() if calls.exists() else [], time.monotonic() - began
+        return done, calls.read_text().splitlines() if calls.exists() else []
 
     return run
 
 
 @pytest.mark.parametrize("answer", ["", "No running processes found\n", "failed: Driver/library version mismatch\n"])
 def test_a_free_gpu_is_not_waited_for(wait, answer):
-    done, calls, _seconds = wait([answer], "60", "0")
+    done, calls = wait([answer], "60", "0")
     assert (done.returncode, done.stderr, len(calls)) == (0, "", 1)
     assert calls == ["--id=0 --query-compute-apps=pid,process_name,used_memory --format=csv,noheader"]
 
 
 def test_memory_that_is_being_released_is_waited_for(wait):
-    done, calls, _seconds = wait([f"{HELD}\n", f"{HELD}\n", ""], "60", "GPU-4f2a")
+    done, calls = wait([f"{HELD}\n", f"{HELD}\n", ""], "60", "GPU-4f2a")
     assert (done.returncode, done.stderr, len(calls)) == (0, "", 3)
     assert calls[0].startswith("--id=GPU-4f2a ")
 
 
 def test_each_gpu_must_be_free(wait):
-    done, calls, _seconds = wait(["", f"{HELD}\n", "", ""], "60", "0", "1")
+    done, calls = wait(["", f"{HELD}\n", "", ""], "60", "0", "1")
     assert [call.split()[0] for call in calls] == ["--id=0", "--id=1", "--id=0", "--id=1"]
     assert done.returncode == 0
 
 
 def test_all_gpus_are_asked_at_once(wait):
-    _done, calls, _seconds = wait([""], "60", "all")
+    _done, calls = wait([""], "60", "all")
     assert calls == ["--query-compute-apps=pid,process_name,used_memory --format=csv,noheader"]
 
 
 def test_memory_that_is_never_released_does_not_keep_the_service_down(wait):
-    done, _calls, seconds = wait([f"{HELD}\n41299, python3, 512 MiB\n"], "1", "0")
-    assert done.returncode == 0 and seconds < 20
+    done, calls = wait([f"{HELD}\n41299, python3, 512 MiB\n"], "1", "0")
+    assert done.returncode == 0 and calls
     assert done.stderr == (
         f"GPU memory is still held after 1 s, the start goes on: GPU 0: {HELD} 41299, python3, 512 MiB.\n"
     )
@@ -74,7 +72,7 @@ def test_memory_that_is_never_released_does_not_keep_the_service_down(wait):
 
 @pytest.mark.parametrize("gpu", ["0:1", "MIG-5ae2f1a4"])
 def test_parts_of_a_gpu_have_no_list_of_their_own(wait, gpu):
-    done, calls, _seconds = wait([f"{HELD}\n"], "60", gpu)
+    done, calls = wait([f"{HELD}\n"], "60", gpu)
     assert (done.returncode, calls) == (0, [])
 
 

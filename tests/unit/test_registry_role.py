@@ -14,7 +14,7 @@ from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, p
 
 SECRET = "nvapi-AbC-123"
 AUTH = base64.b64encode(f"$oauthtoken:{SECRET}".encode()).decode()
-HELPER = '#!/bin/sh\ncat > "$STORE"\n'
+HELPER = '#!/bin/sh\n[ "$1" != get ] || exec cat "$STORE"\ncat > "$STORE"\n'
 
 
 @pytest.fixture

@@ -192,16 +192,17 @@ def test_interrupted_installation_of_the_driver_is_finished(host):
 
 
 def test_full_disk_during_the_installation(host):
-    free = int(host.check_output("df --output=avail -B1 /usr | tail -1"))
-    if free > 60e9:
-        # Filling a real disk that large would take others down: a small one is laid over the place where dpkg unpacks.
-        host.check_output("mount -t tmpfs -o size=16k tmpfs /usr/lib/lab-driver")
+    # Filling the real disk, whatever its size, would take others down: a small one is laid over a place where dpkg unpacks, and filled.
+    place = "/usr/lib/lab-driver"
+    host.check_output(f"mount -t tmpfs -o size=64k tmpfs {place}")
     try:
+        assert host.run(f"dd if=/dev/zero of={place}/filler bs=4k").rc != 0
+        assert int(host.check_output(f"LC_ALL=C df --output=avail {place} | tail -1")) == 0
         run = site(branch="595")
         assert run.returncode == 2 and "No space left on device" in run.stdout, run.stdout
         assert "dpkg --configure -a" in run.stdout
     finally:
-        host.run("umount /usr/lib/lab-driver")
+        host.check_output(f"umount {place}")
     host.run("dpkg --configure -a")
     converges(branch="595")
     converges()

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailur
 from ansible_collections.baremetal.nim.plugins.action import chat_completion
 from ansible_collections.baremetal.nim.plugins.plugin_utils import _slices
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer
+from ansible_collections.baremetal.nim.tests.unit.role_play import surroundings
 
 URL = "http://127.0.0.1:8000"
 
@@ -270,12 +270,10 @@ def test_a_task_from_end_to_end(tmp_path):
 
     (tmp_path / "ansible.cfg").write_text("[defaults]\n")
     environment = {
-        # Whoever starts this may have told Python not to buffer.
-        **{name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHONUNBUFFERED"))},
+        # Nothing that tells Python not to buffer.
+        **surroundings(tmp_path),
         "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg"),
         "ANSIBLE_COLLECTIONS_PATH": str(Path(chat_completion.__file__).parents[5]),
-        "ANSIBLE_LOCAL_TEMP": str(tmp_path),
-        "ANSIBLE_REMOTE_TEMP": str(tmp_path),
     }
     with NimServer(replies={("GET", "/v1/health/ready"): ready}) as nim:
         process = subprocess.Popen(
@@ -283,7 +281,7 @@ def test_a_task_from_end_to_end(tmp_path):
                 sys.executable, "-m", "ansible", "adhoc", "gpu01", "-i", "gpu01,", "-c", "local",
                 "-e", f"ansible_python_interpreter={sys.executable}",
                 "-m", "baremetal.nim.chat_completion",
-                "-a", json.dumps({"url": nim.url, "model": MODEL, "timeout": 30}),
+                "-a", json.dumps({"url": nim.url, "model": MODEL, "timeout": 600}),
             ],
             env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip

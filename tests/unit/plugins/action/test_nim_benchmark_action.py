@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from ansible.errors import AnsibleFileNotFound
 from ansible_collections.baremetal.nim.plugins.action import nim_benchmark
 from ansible_collections.baremetal.nim.plugins.plugin_utils import _slices
+from ansible_collections.baremetal.nim.tests.unit.role_play import surroundings
 from ansible_collections.baremetal.nim.tests.unit.steady_server import steady
 
 STEP = {"load": "closed", "level": 16, "completed": 9, "output_tokens_per_s": 1234.5}
@@ -103,7 +103,7 @@ def play(tmp_path, tasks, *args):
     path = tmp_path / "play.yml"
     path.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     root = pathlib.Path(__file__).parents[4]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    environment = {**surroundings(tmp_path), "ANSIBLE_CONFIG": str(root / "ansible.cfg")}
     command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", "-c", "local"]
     command += ["-e", f"ansible_python_interpreter={sys.executable}", *args, str(path)]
     return subprocess.run(command, env=environment, cwd=root, text=True, capture_output=True, check=False)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import pathlib
+import signal
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _command
@@ -42,6 +44,21 @@ def test_what_cannot_be_run(tmp_path, text):
         program.chmod(0o755)
     code, out, err = _command.feed([str(program)], "nvcr.io")
     assert (code, out) == (126, "") and err.startswith(f"{program} cannot be run: ")
+
+
+def test_nobody_waits_for_what_a_command_leaves_behind():
+    code, out, _err = _command.feed(["/bin/sh", "-c", "sleep 600 & echo $!"], "")
+    # It still runs, and holds what its parent wrote to.
+    os.kill(int(out), signal.SIGKILL)
+    assert code == 0
+
+
+def test_deadline():
+    assert _command.feed(["/bin/sh", "-c", "echo so far; exec sleep 600"], "", 0.2) == (
+        124,
+        "",
+        "no answer within 0.2 s",
+    )
 
 
 def test_nothing_is_told_to_commands_in_another_way():

@@ -196,7 +196,7 @@ def serving(tmp_path, port):
     secrets, config = tmp_path / "secrets", tmp_path / "conf"
     secrets.write_text(f"{_share.USER}:{PASSWORD}\n")
     secrets.chmod(0o600)
-    text = _share.daemon_config(str(cache), os.getuid(), os.getgid(), str(secrets))
+    text = _share.daemon_config(str(cache), os.getuid(), os.getgid(), str(secrets), str(tmp_path / "lock"))
     config.write_text(text if os.getuid() == 0 else text.replace("use chroot = yes", "use chroot = no"))
     daemon = subprocess.Popen(
         ["rsync", "--daemon", "--no-detach", f"--config={config}", f"--port={port}", "--address=127.0.0.1"],

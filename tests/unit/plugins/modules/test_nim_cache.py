@@ -32,7 +32,7 @@ INSPECTED = [
 STAGE_KEY = "5cf60d61b0f464370a4259aa3943063e7f011f9423f53bc9e2d5245f79512222"
 PULL, STAGE = "nim-pull-llama.service", "nim-stage-llama.service"
 SIZE = 16_059_123_456
-SOON = 5.0
+SOON = 300.0
 
 STARTING = {"ActiveState": "activating", "SubState": "start-pre", "Result": "success"}
 RUNNING = {"ActiveState": "active", "SubState": "running", "Result": "success"}
@@ -207,7 +207,7 @@ def call(lab, capsys):
             "env": {"NIM_TELEMETRY_MODE": "0"},
             "stage_key": STAGE_KEY,
             "api_key": KEY,
-            "timeout": 30,
+            "timeout": 600,
             **args,
         }
         start = time.monotonic()

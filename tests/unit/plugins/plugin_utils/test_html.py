@@ -22,7 +22,18 @@ from ansible_collections.baremetal.nim.plugins.module_utils._report import bench
 from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
 
 PLOTS = {"latency", "itl", "throughput", "histogram", "timeline"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def browser():
+    """A Chromium that works; that of Ubuntu may be nothing but an advice to install another package."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+CHROMIUM = browser()
 
 
 def step(load, level, ttft):
