@@ -17,8 +17,8 @@ export PYTHONPATH := $(CURDIR)/.venv/collections
 export LC_ALL := C.UTF-8
 # Tools look for their interpreter and each other in the toolbox first.
 export PATH := $(CURDIR)/$(V):$(PATH)
-# No byte code in the tree, and none of the caller's Ansible settings.
-export PYTHONDONTWRITEBYTECODE := 1
+# Byte code lies in the toolbox, not in the tree, and is made of what is used; none of the caller's Ansible settings.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv$(addprefix -,$(CORE))/pycache
 unexport ANSIBLE_COLLECTIONS_PATH ANSIBLE_INVENTORY ANSIBLE_ROLES_PATH
 
 .PHONY: help demo test lint unit molecule bench build matrix lab docs clean venv tools docker machine

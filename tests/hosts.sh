@@ -13,7 +13,7 @@ mkdir "$payload/ansible"
 ln -s "$sent" "$payload/ansible/module_utils"
 echo "hosts: $(.venv-hosts/bin/python -V) with the module_utils of ansible-core $core"
 unset ANSIBLE_CONFIG
-export PATH="$PWD/.venv-hosts/bin:$PATH" PYTHONPATH="$payload:$PWD/.venv/collections" PYTHONDONTWRITEBYTECODE=1
+export PATH="$PWD/.venv-hosts/bin:$PATH" PYTHONPATH="$payload:$PWD/.venv/collections" PYTHONPYCACHEPREFIX="$PWD/.venv-hosts/pycache"
 # What a host compiles, then what it does.
 .venv-hosts/bin/python - plugins/modules plugins/module_utils roles/*/files <<'PY'
 import pathlib

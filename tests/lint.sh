@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 export PATH="$PWD/.venv${CORE:+-$CORE}/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONPATH="$PWD/.venv/collections"
-export PYTHONDONTWRITEBYTECODE=1 NO_COLOR=1 LC_ALL=C.UTF-8
+export PYTHONPYCACHEPREFIX="$PWD/.venv${CORE:+-$CORE}/pycache" NO_COLOR=1 LC_ALL=C.UTF-8
 # Where Ansible imports the collection from; mypy must know the plugins by the same names.
 plugins=.venv/collections/ansible_collections/baremetal/nim/plugins
 failed=() chosen=("$@") ran=0
