@@ -14,7 +14,7 @@ import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _lease, _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_cache
@@ -622,6 +622,16 @@ def test_slice_of_a_pull(lab, call):
     assert result["changed"] is True
     assert (result["waiting"], result["phase"], result["resume"]["elapsed"]) == (True, "image", 0.0)
     assert result["history"] == [{"phase": "image", "detail": "1 of 3 layers"}]
+
+
+def test_a_slice_is_a_sign_of_life_of_the_run_that_has_the_host(lab, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(_lease, "FOLDER", str(tmp_path / "lock.d"))
+    leases = _lease.Leases()
+    seen = leases.take({"run": "a" * 16, "name": "gpu01"}, 60, [], (), ())[0]["seen"]
+    lab.image(there=False)
+    lab.unit(PULL, RUNNING)
+    assert call(max_wait=0.01, resume={"elapsed": 2.0, "run": "a" * 16})["waiting"]
+    assert leases.state()["holder"]["seen"] > seen
 
 
 def test_slices_of_a_download(lab, call):
