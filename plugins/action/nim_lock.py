@@ -26,7 +26,11 @@ class ActionModule(SlicedAction):
 
     module = "baremetal.nim.nim_lock"
     timeout = 600.0
-    _known: dict[str, str] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Runs that had the host, and whether each is known to be there.
+        self._known: dict[str, str] = {}
 
     def subject(self, args: Mapping[str, Any]) -> str:
         """Return what the wait is about."""
@@ -51,7 +55,6 @@ class ActionModule(SlicedAction):
         args = dict(self._task.args)
         if mine and not _lost(mine, seen, me["run"]) and _fresh(mine, args):
             return {**NOT_HELD, **mine, "stale": False}
-        self._known = {}
         self._judge(seen.get("holder"))
         self._task.args = {**args, "holder": me, "seen": seen or None, "own": mine.get("token") or ""}
         asked = time.monotonic()
@@ -89,7 +92,9 @@ class ActionModule(SlicedAction):
         if problem:
             # What else went wrong is the failure to tell.
             name = str(variables.get("inventory_hostname"))
-            Display().warning(f"{name} was not given back: {problem}. Its lease lapses by itself; runs of this controller do not wait for it.")
+            Display().warning(
+                f"{name} was not given back: {problem}. Its lease lapses by itself; runs of this controller do not wait for it."
+            )
         return not problem
 
 

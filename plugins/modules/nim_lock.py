@@ -276,7 +276,10 @@ def main() -> None:
     try:
         module.exit_json(changed=False, **take(module, leases))
     except OSError as error:
-        refused(module, f"{error.filename}: {error.strerror}, wanted to write there as root. Nothing was changed. Next: ls -ld /run/nim; id")
+        refused(
+            module,
+            f"{error.filename}: {error.strerror}, wanted to write there as root. Nothing was changed. Next: ls -ld /run/nim; id",
+        )
 
 
 if __name__ == "__main__":

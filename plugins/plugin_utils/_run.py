@@ -77,7 +77,9 @@ def job(variables: Mapping[str, Any]) -> tuple[str, str]:
         number = variables.get(f"{prefix}_job_id")
         if number:
             template = variables.get(f"{prefix}_job_template_name")
-            return f"AWX job {number}{f' {template}' if template else ''}", str(variables.get(f"{prefix}_user_name") or "")
+            return f"AWX job {number}{f' {template}' if template else ''}", str(
+                variables.get(f"{prefix}_user_name") or ""
+            )
     return "", ""
 
 

@@ -17,7 +17,16 @@ from ansible_collections.baremetal.nim.plugins.action import nim_cache, nim_lock
 from ansible_collections.baremetal.nim.plugins.plugin_utils import _run, _slices
 
 ME = {"run": "a" * 16, "name": "gpu01"}
-HELD = {"held": True, "stale": False, "waiting": False, "run": ME["run"], "token": "t1", "boot": "b1", "at": 100.0, "changed": False}
+HELD = {
+    "held": True,
+    "stale": False,
+    "waiting": False,
+    "run": ME["run"],
+    "token": "t1",
+    "boot": "b1",
+    "at": 100.0,
+    "changed": False,
+}
 OTHER = {"run": "b" * 16, "machine": "elsewhere", "pid": 1, "started": "1"}
 
 
@@ -34,7 +43,9 @@ class Controller:
             monkeypatch.setattr(
                 module,
                 "Display",
-                lambda: SimpleNamespace(display=lambda line, stderr: self.lines.append(line), warning=self.lines.append),
+                lambda: SimpleNamespace(
+                    display=lambda line, stderr: self.lines.append(line), warning=self.lines.append
+                ),
             )
         monkeypatch.setattr(_run, "identity", lambda _variables: dict(ME))
 
@@ -186,7 +197,12 @@ def test_gives_back_what_it_has_by_a_plain_command(controller):
 
 
 def test_gives_back_nothing_that_it_has_not(controller):
-    for registered in ({}, {"__nim_lock": {"held": False}}, {"__nim_lock": {**HELD, "run": "c" * 16}}, {"__nim_lock": {"skipped": True}}):
+    for registered in (
+        {},
+        {"__nim_lock": {"held": False}},
+        {"__nim_lock": {**HELD, "run": "c" * 16}},
+        {"__nim_lock": {"skipped": True}},
+    ):
         result = controller.run(state="released", variables=registered)
         assert not result["given_back"] and controller.commands == [] and controller.sent == []
 

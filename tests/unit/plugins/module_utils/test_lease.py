@@ -81,7 +81,7 @@ def test_a_silent_run_loses_it_only_to_another(host):
     assert theirs["run"] == BOB["run"] and host.files() == [f"{BOB['run']}.json"]
     assert not host.leases.renew(ALICE["run"]), "what was lost is not brought back by a sign of life"
     host.leases.release(BOB["run"])
-    _lease_, before = host.leases.take(ALICE, 60, (), (), ())
+    _mine, before = host.leases.take(ALICE, 60, (), (), ())
     assert before == theirs["token"] != mine["token"], "it can tell that somebody was here"
 
 

@@ -91,7 +91,10 @@ def test_one_machine_by_two_names_is_refused_at_once(call):
     result = call({**ALICE, "name": "gpu01-alias"}, timeout=600)
     assert result["failed"]
     assert "this host is gpu01 too, which this very run changes since " in result["msg"]
-    assert "one machine by two names, wanted one of them" in result["msg"] and "Nothing was changed as gpu01-alias." in result["msg"]
+    assert (
+        "one machine by two names, wanted one of them" in result["msg"]
+        and "Nothing was changed as gpu01-alias." in result["msg"]
+    )
 
 
 @pytest.mark.parametrize(

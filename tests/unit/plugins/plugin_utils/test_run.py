@@ -22,15 +22,20 @@ def books(monkeypatch):
 def test_a_run_is_its_process(books):
     me = _run.identity({"inventory_hostname": "gpu01"})
     assert me == _run.identity({"inventory_hostname": "gpu01"})
-    assert (me["name"], me["pid"], me["playbook"], me["job"]) == ("gpu01", os.getppid(), "site.yml, baremetal.nim.verify", "")
+    assert (me["name"], me["pid"], me["playbook"], me["job"]) == (
+        "gpu01",
+        os.getppid(),
+        "site.yml, baremetal.nim.verify",
+        "",
+    )
     assert me["user"] and me["controller"] and len(me["run"]) == 16
 
 
 def test_two_processes_are_two_runs():
     code = "from ansible_collections.baremetal.nim.plugins.plugin_utils import _run; print(_run.identity({})['run'])"
     # Each has a shell of its own for a parent.
-    command = [f"{sys.executable} -c \"{code}\"; true"]
-    runs = {subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout for _number in range(2)}
+    command = ["/bin/sh", "-c", f'{sys.executable} -c "{code}"; true']
+    runs = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _number in range(2)}
     assert len(runs) == 2
 
 
@@ -98,5 +103,10 @@ def test_beginning_of_a_process(monkeypatch, stat):
 
 def test_who_has_a_host():
     assert _run.holder_of({"__nim_lock": {"held": True, "run": "r"}}) == "r"
-    for registered in ({}, {"__nim_lock": {"held": False, "run": "r"}}, {"__nim_lock": {"skipped": True}}, {"__nim_lock": "{{ x }}"}):
+    for registered in (
+        {},
+        {"__nim_lock": {"held": False, "run": "r"}},
+        {"__nim_lock": {"skipped": True}},
+        {"__nim_lock": "{{ x }}"},
+    ):
         assert _run.holder_of(registered) == ""
