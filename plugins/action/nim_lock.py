@@ -85,7 +85,8 @@ class ActionModule(SlicedAction):
         path = f"{self._task.args.get('path') or _lease.FOLDER}/{mine['run']}.json"
         try:
             # Only a file that bears the id of this run; so this takes the lease of no other.
-            done = self._low_level_execute_command(self._connection._shell.remove(path))
+            command: Any = self._low_level_execute_command
+            done = command(self._connection._shell.remove(path))
             problem = "" if done["rc"] == 0 else str(done.get("stderr") or done.get("stdout")).strip()
         except AnsibleConnectionFailure as exc:
             problem = str(exc)

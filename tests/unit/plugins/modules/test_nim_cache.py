@@ -1156,3 +1156,17 @@ def test_repositories_are_noted_once(lab, call):
     for repository in (REPOSITORY, REPOSITORY, "nvcr.io/nim/another"):
         call(repository=repository)
     assert (lab.root / "nim/repositories").read_text() == f"nvcr.io/nim/another\n{REPOSITORY}\n"
+
+
+@pytest.mark.parametrize("unit", [PULL, STAGE])
+def test_a_service_of_that_name_is_left_alone(lab, fail, unit):
+    """One that was called pull-llama or stage-llama before such names were refused."""
+    lab.image(there=unit == STAGE)
+    own = {"Transient": "no", "FragmentPath": f"/etc/systemd/system/{unit}"}
+    lab.unit(unit, {**RUNNING, **own}, there="NVIDIA NIM stage-llama")
+    result = fail()
+    assert (
+        f"{unit} is a unit of this host (/etc/systemd/system/{unit}) and none of a staging; it was left alone"
+        in result["msg"]
+    )
+    assert lab.started() == [] and not any(command[:2] == ["systemctl", "stop"] for command in lab.commands())
