@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 #: In the order of site.yml.
 ROLES = (
     "preflight",
+    "nim_lock",
     "nvidia_driver",
     "container_engine",
     "nvidia_container_toolkit",
@@ -33,6 +34,7 @@ ROLES = (
 )
 NEVER = {
     "preflight": "changes anything",
+    "nim_lock": "takes a host from a run that is there, or waits without end",
     "nvidia_driver": "touches a container that it does not start again, reboots without permission, or takes a GPU from a foreign process",
     "container_engine": "knows about GPUs",
     "nvidia_container_toolkit": "writes the engine's configuration, installs a driver or touches a running container",

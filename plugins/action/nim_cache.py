@@ -18,6 +18,7 @@ class ActionModule(SlicedAction):
 
     module = "baremetal.nim.nim_cache"
     timeout = 14400.0
+    renews = True
 
     def subject(self, args: Mapping[str, Any]) -> str:
         """Return the name of the service."""

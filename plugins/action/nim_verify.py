@@ -17,6 +17,7 @@ class ActionModule(SlicedAction):
 
     module = "baremetal.nim.nim_verify"
     timeout = 1800.0
+    renews = True
 
     def subject(self, args: Mapping[str, Any]) -> str:
         """Return what the wait is about while nothing is known of any endpoint."""

@@ -107,14 +107,14 @@ def fraction(env: Mapping[str, str]) -> float | None:
 # -- services that say how many ----------------------------------------------------------------------------------------
 
 
-def allocate(services: Sequence[dict[str, Any]], host: Mapping[str, Any]) -> list[str]:
+def allocate(services: Sequence[dict[str, Any]], host: Mapping[str, Any], held: Iterable[str] = ()) -> list[str]:
     """Gives devices to the services that only say how many (``gpu_request``), in their order; returns problems.
 
-    A service keeps what it has as long as that still does: adding another one moves nobody.
+    A service keeps what it has as long as that still does: adding another one moves nobody. HELD are keys of devices that are not free.
     """
     present = devices(host.get("gpus") or [])
     asking = [service for service in services if service.get("gpu_request")]
-    taken = {key for service in services if service.get("gpus") for key in of_service(service, present)}
+    taken = {key for service in services if service.get("gpus") for key in of_service(service, present)} | set(held)
     problems = []
     for service in asking:
         record = ((host.get("services") or {}).get(service["name"]) or {}).get("record") or {}

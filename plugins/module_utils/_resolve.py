@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _gpus, _secrets
+from ansible_collections.baremetal.nim.plugins.module_utils import _gpus, _names, _secrets, _unlisted
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
     NATIVE_PROTOCOL,
@@ -614,6 +614,8 @@ class Service(Entry):
             if key not in KEYS:
                 self.problem(f"has the unknown key {key!r}.{near(str(key), KEYS)}")
         state = self.choice("state", "present", ("present", "absent"))
+        if state != "absent" and _names.refusal(self.name):
+            self.problem(_names.refusal(self.name))
         engine = str(self.defaults.get("engine", "docker"))
         common = {
             "name": self.name,
@@ -783,8 +785,9 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
         resolved.append(service.resolve())
         problems += service.problems
     present = [service for service in resolved if service["state"] != "absent"]
-    problems += _gpus.allocate(present, host)
+    problems += _gpus.allocate(present, host, held=_unlisted.held(resolved, host))
     problems += conflicts(resolved, host)
+    problems += _unlisted.conflicts(resolved, host)
     if problems:
         raise ResolveError(problems)
     for placed in present:

@@ -45,6 +45,10 @@ config:
   description: The whole configuration as it is, or would be, after the task.
   type: dict
   returned: always
+differs:
+  description: Whether something had, or has, to be done. Unlike C(changed), no C(changed_when) of a task says otherwise.
+  type: bool
+  returned: always
 """
 
 import os
@@ -75,7 +79,7 @@ def main() -> None:
             msg=f"{path} is no valid configuration: {error}. Correct it by hand, or move it away; nothing was changed."
         )
     config = _daemon.merge(current, module.params["options"])
-    result = {"changed": config != current, "config": config}
+    result = {"changed": config != current, "differs": config != current, "config": config}
     if result["changed"]:
         after = _daemon.render(config)
         if module._diff:

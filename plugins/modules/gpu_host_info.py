@@ -366,6 +366,13 @@ native_images:
   type: list
   elements: str
   returned: always
+lock:
+  description:
+    - The lease of the run that changes the host now (C(holder), V(null) when nobody does), what the C(last) run that did is known by, and
+      when that was looked at - C(at), in seconds since the C(boot). M(baremetal.nim.nim_lock) says what a lease is.
+  type: dict
+  returned: always
+  sample: {"holder": null, "last": "", "boot": "8a5b6c1e-5c0e-4f4e-9a39-0b1d3a1f6d0f", "at": 86403.25}
 services:
   description:
     - By service name, the systemd unit (C(unit)), the container (C(container), that of O(engine) if both engines have one),
@@ -394,6 +401,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _command,
     _credentials,
     _host,
+    _lease,
     _survey,
     _system,
 )
@@ -728,6 +736,8 @@ class HostReader:
 
     def result(self) -> dict[str, Any]:
         """The whole state."""
+        # First: whoever begins to change the host while it is read, begins after this.
+        lock = _lease.Leases(self.survey.path("run", "nim/lock.d")).state()
         version = self.run("systemctl", "--version")[1].split()
         files = self.unit_files()
         names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
@@ -779,6 +789,7 @@ class HostReader:
             "podman": {"version": podman} if podman else None,
             "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
+            "lock": lock,
             "images": images,
             "native_images": sorted(native),
             "services": self.services(

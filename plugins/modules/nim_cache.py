@@ -193,6 +193,10 @@ options:
         description: When that was, in seconds since 1970.
         type: float
         default: 0
+      run:
+        description: Id of the run that has the host (M(baremetal.nim.nim_lock)); each slice is a sign of life of it.
+        type: str
+        default: ""
 seealso:
   - module: baremetal.nim.chat_completion
 notes:
@@ -273,7 +277,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _cache, _evidence, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _cache, _evidence, _lease, _names, _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, sentence, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify, parse_journal
@@ -494,7 +498,10 @@ class Stage:
 
     def unit_state(self, unit: str) -> dict[str, str]:
         """Properties of a unit."""
-        wanted = "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,ExecMainExitTimestampMonotonic,Description,InvocationID"
+        wanted = (
+            "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,ExecMainExitTimestampMonotonic,Description,InvocationID,"
+            "Transient,FragmentPath"
+        )
         shown = parse_systemctl_show(self.run("systemctl", "show", "--property", wanted, unit)[1])
         return shown.get(unit, {})
 
@@ -555,6 +562,14 @@ class Stage:
         """
         description = self.description(what)
         state = self.unit_state(unit)
+        other = _names.foreign_unit(state)
+        if other:
+            self.fail(
+                f"{unit} is a unit of this host ({other}) and none of a staging; it was left alone, and nothing was staged."
+                " Give the service that it is of another name.",
+                "staging_failed",
+                command=f"systemctl status {unit}",
+            )
         if state.get("LoadState") == "loaded" and state.get("Description") != description:
             # An earlier play wanted something else.
             self.forget(unit)
@@ -785,6 +800,7 @@ class Stage:
 
     def main(self) -> dict[str, Any]:
         """The whole way, or as far as the time allows."""
+        _lease.Leases().renew((self.params["resume"] or {}).get("run") or "")
         self.engine = self.module.get_bin_path(self.params["engine"]) or self.engine
         read_only = self.params["read_only"]
         self.seen()
@@ -886,6 +902,7 @@ def main() -> None:
                     "elapsed": {"type": "float", "default": 0.0},
                     "bytes": {"type": "int", "default": 0},
                     "time": {"type": "float", "default": 0.0},
+                    "run": {"type": "str", "default": ""},
                 },
             },
         },

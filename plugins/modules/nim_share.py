@@ -76,8 +76,12 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
+from ansible_collections.baremetal.nim.plugins.module_utils import _names, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._host import (
+    STAGED_MARKER,
+    parse_marker,
+    parse_systemctl_show,
+)
 
 RUN_DIR = "/run/nim"
 UNIT = "nim-share.service"
@@ -127,6 +131,17 @@ class Share:
                 )
             )
         return staged
+
+    def foreign(self) -> str:
+        """Why the unit is none of ours, empty where it is, or is none."""
+        argv = ["systemctl", "show", "--property=Id,LoadState,Transient,FragmentPath", UNIT]
+        other = _names.foreign_unit(parse_systemctl_show(self.module.run_command(argv)[1]).get(UNIT, {}))
+        if not other:
+            return ""
+        return (
+            f"{UNIT} is a unit of this host ({other}) and serves no weights; it was left alone, and nothing is served. Give the service"
+            f" that it is of another name. Next: systemctl status {UNIT}"
+        )
 
     def stop(self) -> bool:
         """Stops the daemon and removes what it read; whether there was something."""
@@ -179,9 +194,12 @@ def main() -> None:
     )
     share = Share(module)
     if module.params["state"] == "absent":
-        module.exit_json(changed=share.stop() if not module.check_mode else False)
+        module.exit_json(changed=share.stop() if not (module.check_mode or share.foreign()) else False)
     staged = share.staged()
     if not module.check_mode:
+        foreign = share.foreign()
+        if foreign:
+            module.fail_json(msg=foreign)
         # A killed play may have left one.
         share.stop()
         share.start()

@@ -34,7 +34,9 @@ options:
     type: float
   resume:
     description:
-      - What an earlier slice of the same wait handed over (RV(resume)). Set by the action plugin.
+      - What an earlier slice of the same wait handed over (RV(resume)), and the id of the run that has the host
+        (M(baremetal.nim.nim_lock)) - each slice is a sign of life of it, and the watchdogs of these services restart nothing meanwhile. Set
+        by the action plugin.
     type: dict
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
@@ -80,7 +82,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.baremetal.nim.plugins.module_utils import _probe
+from ansible_collections.baremetal.nim.plugins.module_utils import _lease, _probe
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import REQUESTS_IMPORT_ERROR
 
 
@@ -128,6 +130,7 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_IMPORT_ERROR)
     run, hostname = _probe.runner(module), socket.gethostname()
     resume = module.params["resume"] or {}
+    _lease.Leases().renew(str(resume.get("run") or ""), [endpoint["name"] for endpoint in endpoints])
     elapsed, earlier = float(resume.get("elapsed") or 0.0), resume.get("endpoints") or {}
 
     def slice_of(endpoint: dict[str, Any]) -> dict[str, Any]:

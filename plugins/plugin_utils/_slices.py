@@ -17,6 +17,7 @@ from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailur
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.baremetal.nim.plugins.plugin_utils import _run
 
 # The first slice is short, so that a fault and the first line of progress come fast.
 _FIRST_SLICE = 2.0
@@ -86,6 +87,8 @@ class SlicedAction(ActionBase):
     #: FQCN of the module, and its default timeout in seconds.
     module = ""
     timeout = 0.0
+    #: Whether its slices are signs of life of a run that has the host, by its id in resume.
+    renews = False
 
     def subject(self, args: Mapping[str, Any]) -> str:
         """Return what the wait is about, for progress lines."""
@@ -111,6 +114,8 @@ class SlicedAction(ActionBase):
         super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = self._task.args
+        holder = _run.holder_of(task_vars) if self.renews else ""
+        sign = {"run": holder} if holder else {}
         timeout = self.limit(args)
         length = number(args.get("max_wait"), _SLICE)
         tellers: dict[str, Progress] = {}
@@ -152,7 +157,7 @@ class SlicedAction(ActionBase):
             elapsed = time.monotonic() - start
             max_wait = length if resume else min(length, _FIRST_SLICE)
             # The clock of the controller counts: it knows of the time between the slices.
-            slice_args = dict(args, max_wait=max_wait, resume=dict(resume, elapsed=elapsed))
+            slice_args = dict(args, max_wait=max_wait, resume=dict(resume, elapsed=elapsed, **sign))
             result: dict[str, Any]
             try:
                 result = self._execute_module(module_name=self.module, module_args=slice_args, task_vars=task_vars)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.machinery
 import importlib.util
 import json
@@ -15,7 +16,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.baremetal.nim.plugins.module_utils import _refusal
+from ansible_collections.baremetal.nim.plugins.module_utils import _lease, _refusal
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._resolve import Service
 from nim_server import MODEL, NimServer, hang, send
@@ -419,6 +420,7 @@ def host(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watchdog, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(watchdog, "STATES", tmp_path / "states")
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=host.now))
+    monkeypatch.setattr(watchdog, "LEASES", tmp_path / "lock.d")
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     return host
 
@@ -605,3 +607,88 @@ def test_service_without_a_watchdog_is_left_alone(host, record):
         (host.home / "records/llama.json").write_text(record)
     assert host.run() == (0, "")
     assert not (host.home / "calls").exists() and not list((host.home / "states").iterdir())
+
+
+# -- beside a run that changes the host --------------------------------------------------------------------------------
+
+RUN = {"run": "a" * 16, "name": "gpu01", "user": "alice", "controller": "deploy1", "machine": "m1", "pid": 4711,
+       "started": "99", "playbook": "upgrade.yml", "job": "AWX job 42"}  # fmt: skip
+
+
+def lease(host, ttl=60, services=(), **changes):
+    """The host as a run of Ansible has it."""
+    leases = _lease.Leases(str(host.home / "lock.d"))
+    held, _before = leases.take(RUN, ttl, services, (), ())
+    path = host.home / "lock.d" / f"{RUN['run']}.json"
+    path.write_text(json.dumps({**held, **changes}))
+    return leases, held["since"]
+
+
+def test_service_that_a_run_replaces_is_not_restarted(host):
+    leases, since = lease(host, services=["llama"])
+    with NimServer(replies=DIES) as nim:
+        host.record(nim.url, failures=2)
+        assert host.run() == (0, f"{FAULT}: failure 1 of 2")
+        who = f"alice on deploy1 changes it (upgrade.yml, AWX job 42) since {since}"
+        assert [host.run() for _ in range(3)] == [(0, f"{FAULT}: no restart while {who}"), (0, ""), (0, "")]
+        assert host.restarts == []
+        leases.release(RUN["run"])
+        assert host.run() == (0, f"{FAULT}: restarting (1 of 3 in an hour)")
+    assert len(host.restarts) == 1
+
+
+def test_engine_that_answers_again_meanwhile_is_left_alone(host):
+    leases, _since = lease(host, services=["llama"])
+    with NimServer(replies=DIES) as nim:
+        host.record(nim.url, failures=1)
+        assert "no restart while" in host.run()[1]
+        nim.replies.clear()
+        assert host.run() == (0, "nim-llama: answers again")
+        leases.release(RUN["run"])
+        assert host.run() == (0, "")
+    assert host.restarts == []
+
+
+def test_service_whose_files_are_half_replaced_is_not_restarted(host):
+    lease(host)
+    unit = host.home / "nim-llama.service"
+    unit.write_text("old")
+    with NimServer(replies=DIES) as nim:
+        host.record(nim.url, failures=1)
+        path = host.home / "records/llama.json"
+        files = {str(unit): hashlib.sha256(b"old").hexdigest()}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}))
+        for change in (lambda: unit.write_text("new"), unit.unlink):
+            change()
+            assert "no restart while alice" in host.run()[1] or host.run() == (0, "")
+            assert host.restarts == []
+        unit.write_text("old")
+        assert host.run() == (0, f"{FAULT}: restarting (1 of 3 in an hour)")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"services": ["embed"]}, id="another service"),
+        pytest.param({"services": []}, id="weights are staged"),
+        pytest.param({"services": ["llama"], "boot": "of another boot"}, id="before the boot"),
+        pytest.param({"services": ["llama"], "seen": -(10.0**9)}, id="silent"),
+        pytest.param({"services": ["llama"], "ttl": "long"}, id="no lease"),
+        pytest.param({"services": ["llama"], "seen": None}, id="no lease either"),
+    ],
+)
+def test_other_runs_keep_no_dead_engine_dead(host, changes):
+    lease(host, **changes)
+    with NimServer(replies=DIES) as nim:
+        host.record(nim.url, failures=1)
+        assert host.run() == (0, f"{FAULT}: restarting (1 of 3 in an hour)")
+    assert len(host.restarts) == 1
+
+
+def test_rubbish_beside_leases_is_passed_over(host):
+    (host.home / "lock.d").mkdir()
+    for number, text in enumerate(("", "[]", "{", '{"run": 1}', "\xff")):
+        (host.home / "lock.d" / f"{number}.json").write_bytes(text.encode("latin-1"))
+    with NimServer(replies=DIES) as nim:
+        host.record(nim.url, failures=1)
+        assert "restarting" in host.run()[1]

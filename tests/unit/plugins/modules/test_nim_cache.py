@@ -14,7 +14,7 @@ import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _lease, _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_cache
@@ -624,6 +624,16 @@ def test_slice_of_a_pull(lab, call):
     assert result["history"] == [{"phase": "image", "detail": "1 of 3 layers"}]
 
 
+def test_a_slice_is_a_sign_of_life_of_the_run_that_has_the_host(lab, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(_lease, "FOLDER", str(tmp_path / "lock.d"))
+    leases = _lease.Leases()
+    seen = leases.take({"run": "a" * 16, "name": "gpu01"}, 60, [], (), ())[0]["seen"]
+    lab.image(there=False)
+    lab.unit(PULL, RUNNING)
+    assert call(max_wait=0.01, resume={"elapsed": 2.0, "run": "a" * 16})["waiting"]
+    assert leases.state()["holder"]["seen"] > seen
+
+
 def test_slices_of_a_download(lab, call):
     lab.image()
     lab.unit(STAGE, RUNNING, journal=["INFO download begins", "INFO 3 of 17 files: model-00003.safetensors"])
@@ -1146,3 +1156,17 @@ def test_repositories_are_noted_once(lab, call):
     for repository in (REPOSITORY, REPOSITORY, "nvcr.io/nim/another"):
         call(repository=repository)
     assert (lab.root / "nim/repositories").read_text() == f"nvcr.io/nim/another\n{REPOSITORY}\n"
+
+
+@pytest.mark.parametrize("unit", [PULL, STAGE])
+def test_a_service_of_that_name_is_left_alone(lab, fail, unit):
+    """One that was called pull-llama or stage-llama before such names were refused."""
+    lab.image(there=unit == STAGE)
+    own = {"Transient": "no", "FragmentPath": f"/etc/systemd/system/{unit}"}
+    lab.unit(unit, {**RUNNING, **own}, there="NVIDIA NIM stage-llama")
+    result = fail()
+    assert (
+        f"{unit} is a unit of this host (/etc/systemd/system/{unit}) and none of a staging; it was left alone"
+        in result["msg"]
+    )
+    assert lab.started() == [] and not any(command[:2] == ["systemctl", "stop"] for command in lab.commands())

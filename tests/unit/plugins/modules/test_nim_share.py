@@ -150,3 +150,18 @@ def test_a_daemon_that_does_not_start(lab, call, monkeypatch):
     assert result["failed"] and "nim-share.service did not start: nothing listens on port" in result["msg"]
     assert "Next: journalctl -u nim-share.service" in result["msg"]
     assert list((lab / "run").iterdir()) == []
+
+
+def test_a_service_of_that_name_is_left_alone(lab, call):
+    shown = (
+        "Id=nim-share.service\\nLoadState=loaded\\nTransient=no\\nFragmentPath=/etc/systemd/system/nim-share.service\\n"
+    )
+    (lab / "bin/systemctl").write_text(f"#!/bin/sh\necho \"$@\" >> {lab}/calls\n[ $1 != show ] || printf '{shown}'\n")
+    result = call()
+    assert (
+        result["failed"]
+        and "nim-share.service is a unit of this host (/etc/systemd/system/nim-share.service)" in result["msg"]
+    )
+    assert call(state="absent")["changed"] is False
+    assert {line.split()[0] for line in (lab / "calls").read_text().splitlines()} == {"show"}
+    assert not (lab / "run").exists()

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.module_utils import _lease
 from ansible_collections.baremetal.nim.plugins.modules import nim_verify
 from ansible_collections.baremetal.nim.tests.unit.nim_server import MODEL, NimServer
 from ansible_collections.baremetal.nim.tests.unit.serving import PATIENCE
@@ -124,3 +125,16 @@ def test_check_mode_asks_nothing(call):
 
 def test_no_endpoints(call):
     assert call()["results"] == []
+
+
+def test_a_slice_is_a_sign_of_life_of_the_run_that_has_the_host(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(_lease, "FOLDER", str(tmp_path / "lock.d"))
+    holder = {"run": "a" * 16, "name": "gpu01"}
+    leases = _lease.Leases(str(tmp_path / "lock.d"))
+    leases.take(holder, 60, [], (), ())
+    seen = leases.state()["holder"]["seen"]
+    call({"name": "llama", "url": NOBODY, "timeout": 0.1}, resume={"run": "b" * 16})
+    assert leases.state()["holder"]["services"] == [], "it is not this run that has the host"
+    call({"name": "llama", "url": NOBODY, "timeout": 0.1}, resume={"run": "a" * 16})
+    held = leases.state()["holder"]
+    assert held["services"] == ["llama"] and held["seen"] > seen
