@@ -34,6 +34,9 @@ _COMMON: dict[str, Any] = {
     "prefetch_entrypoint": False,
     # Variables that are set for the download only.
     "prefetch_env": {},
+    # What takes as much as its model needs.
+    "memory_fraction": 0.5,
+    "memory_at_start": False,
     "prefetch_profile_option": "--profile",
     "start_timeout": 1800,
     "stop_timeout": 60,
@@ -112,6 +115,8 @@ NATIVE_PROTOCOL = "native-v1"
 #: ``driver_floor`` is the oldest driver branch whose CUDA they run on. ``variables`` are those an image is known to read, for
 #: finding misspelt ones: the published lists are not complete. ``renamed`` has those it does not read any more, with the
 #: word that replaces them. ``memory_variable`` limits the part of a GPU's memory that the engine takes.
+#: ``memory_fraction`` is the part of a GPU that must be free for it where nobody has said how much it needs; ``memory_at_start`` is
+#: of engines that do not start unless that much is free, however small their model is.
 CONTRACTS: dict[str, dict[str, Any]] = {
     # NIM 1.x: the server binds its port once the model is loaded.
     "classic": {
@@ -120,6 +125,7 @@ CONTRACTS: dict[str, dict[str, Any]] = {
         "driver_floor": 535,
         "prefetch_profile_option": "-p",
         "memory_variable": "NIM_KVCACHE_PERCENT",
+        "memory_fraction": 0.9,
         "otel_env": {
             "NIM_ENABLE_OTEL": "1",
             "NIM_OTEL_SERVICE_NAME": "{name}",
@@ -166,6 +172,9 @@ CONTRACTS: dict[str, dict[str, Any]] = {
         "majors": (2, 3),
         "driver_floor": 580,
         "memory_variable": "NIM_GPU_MEM_FRACTION or NIM_PASSTHROUGH_ARGS (--gpu-memory-utilization)",
+        # vLLM: "Free memory on device … is less than desired GPU memory utilization".
+        "memory_fraction": 0.9,
+        "memory_at_start": True,
         "offline_env": {**_COMMON["offline_env"], "NIM_DISABLE_MODEL_DOWNLOAD": "1"},
         "variables": (
             *_VARIABLES,

@@ -9,8 +9,8 @@ What a service gets is one of a host's *devices*: a whole GPU, or a part that MI
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Variables that limit how much of a GPU's memory an engine takes, as a fraction. Source: NIM LLM 1.x and 2.x, VSS blueprint.
@@ -22,11 +22,16 @@ WHOLE, WHOLE_UNIFIED = 1.0, 0.8
 
 @dataclass(frozen=True)
 class Device:
-    """A whole GPU or a part of one: its names, the surest first, its memory in bytes (None when it has none of its own), its model."""
+    """A whole GPU or a part of one: its names, the surest first, its memory in bytes (None when it has none of its own), its model.
+
+    ``used`` are bytes in use (None when nobody tells), ``processes`` those that gpu_host_info tells of it.
+    """
 
     names: tuple[str, ...]
     memory: int | None
     model: str | None = None
+    used: int | None = None
+    processes: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
     @property
     def key(self) -> str:
@@ -47,19 +52,29 @@ def devices(gpus: Iterable[Mapping[str, Any]]) -> list[Device]:
     found = []
     for gpu in gpus:
         parts = gpu.get("mig_devices") or []
+        processes = gpu.get("processes") or []
         if gpu.get("mig_enabled"):
             found += [
                 Device(
                     tuple(name for name in (part["uuid"], part["name"]) if name),
                     _bytes(part["memory_total_mib"]),
                     gpu.get("name"),
+                    _bytes(part.get("memory_used_mib")),
+                    tuple(process for process in processes if _on_part(process, part)),
                 )
                 for part in parts
             ]
         else:
             names = (str(gpu["uuid"]), str(gpu["index"]))
-            found.append(Device(names, _bytes(gpu.get("memory_total_mib")), gpu.get("name")))
+            used = _bytes(gpu.get("memory_used_mib"))
+            found.append(Device(names, _bytes(gpu.get("memory_total_mib")), gpu.get("name"), used, tuple(processes)))
     return found
+
+
+def _on_part(process: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether a process computes on a part: instances of computing divide an instance of the GPU, and share its memory."""
+    instance = part.get("gpu_instance")
+    return instance is not None and process.get("gpu_instance") == instance
 
 
 def _bytes(mebibytes: int | None) -> int | None:
@@ -107,21 +122,32 @@ def fraction(env: Mapping[str, str]) -> float | None:
 # -- services that say how many ----------------------------------------------------------------------------------------
 
 
-def allocate(services: Sequence[dict[str, Any]], host: Mapping[str, Any], held: Iterable[str] = ()) -> list[str]:
+def allocate(
+    services: Sequence[dict[str, Any]],
+    host: Mapping[str, Any],
+    room: Callable[[Mapping[str, Any], Device], bool] = lambda _service, _device: True,
+    held: Iterable[str] = (),
+) -> list[str]:
     """Gives devices to the services that only say how many (``gpu_request``), in their order; returns problems.
 
-    A service keeps what it has as long as that still does: adding another one moves nobody. HELD are keys of devices that are not free.
+    A service keeps what it has as long as that still does: adding another one moves nobody. HELD are keys of devices that are not
+    free. ROOM says whether strangers leave a service enough of a device; one that is filled is given where there is no other, and
+    whoever looks at the host tells why not.
     """
     present = devices(host.get("gpus") or [])
     asking = [service for service in services if service.get("gpu_request")]
     taken = {key for service in services if service.get("gpus") for key in of_service(service, present)} | set(held)
     problems = []
+    before: dict[str, list[Device]] = {}
     for service in asking:
-        record = ((host.get("services") or {}).get(service["name"]) or {}).get("record") or {}
-        names = [str(name) for name in record.get("gpus") or []]
+        now = (host.get("services") or {}).get(service["name"]) or {}
+        names = [str(name) for name in (now.get("record") or {}).get("gpus") or []]
         had = [device for device in (find(name, present) for name in names) if device is not None]
+        before[service["name"]] = had
+        # What runs has the room that it needs.
+        runs = bool((now.get("container") or {}).get("running"))
         if len(had) == len(names) == service["gpu_request"]["count"] and all(
-            device.key not in taken and _large(device, service) for device in had
+            device.key not in taken and _large(device, service) and (runs or room(service, device)) for device in had
         ):
             _give(service, had, taken)
     for service in asking:
@@ -136,7 +162,12 @@ def allocate(services: Sequence[dict[str, Any]], host: Mapping[str, Any], held: 
         else:
             free = [device for device in present if device.key not in taken and _large(device, service)]
         # The smallest that do: the large ones are left to whoever needs them.
-        free = sorted(free, key=lambda device: device.memory or 0)[: service["gpu_request"]["count"]]
+        filled = {device.key for device in free if not room(service, device)}
+        theirs = {device.key for device in free if device in before[service["name"]]}
+        free = sorted(
+            free, key=lambda device: (device.key in filled, device.key in filled - theirs, device.memory or 0)
+        )
+        free = free[: service["gpu_request"]["count"]]
         if len(free) < service["gpu_request"]["count"]:
             problems.append(_too_few(service, present, taken))
         else:

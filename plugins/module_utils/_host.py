@@ -72,6 +72,8 @@ def _mig_devices(gpu: ET.Element, index: int) -> list[dict[str, Any]]:
             "uuid": _told(device.findtext("uuid")),
             "name": f"{index}:{(device.findtext('index') or '').strip()}",
             "memory_total_mib": _mib(device.findtext("fb_memory_usage/total")),
+            "memory_used_mib": _mib(device.findtext("fb_memory_usage/used")),
+            "gpu_instance": _told(device.findtext("gpu_instance_id")),
         }
         for device in gpu.findall("mig_devices/mig_device")
     ]
@@ -92,9 +94,10 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
     for index, gpu in enumerate(root.findall("gpu")):
         processes = [
             {
-                "pid": int(process.findtext("pid") or 0),
+                "pid": int(pid) if (pid := (process.findtext("pid") or "").strip()).isdigit() else 0,
                 "name": process.findtext("process_name"),
                 "used_mib": _mib(process.findtext("used_memory")),
+                **({"gpu_instance": instance} if (instance := _told(process.findtext("gpu_instance_id"))) else {}),
             }
             for process in gpu.findall("processes/process_info")
         ]

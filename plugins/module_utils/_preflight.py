@@ -9,7 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _driver_data, _gpus, _toolkit_plan
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _clock,
+    _driver_data,
+    _gpus,
+    _occupancy,
+    _toolkit_plan,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, near, option_problems
 
@@ -132,9 +138,9 @@ def _resources(host: Mapping[str, Any], wanted: Mapping[str, Any], installs: int
             )
         needs[disk["mount"]] = needs.get(disk["mount"], 0) + float(gigabytes) * GB * installs
     for mount, needed in needs.items():
-        free = next(disk["free"] for disk in host["disks"].values() if disk["mount"] == mount)
+        free = next(disk["free"] for disk in host["disks"].values() if disk and disk["mount"] == mount)
         if free < needed:
-            paths = [path for path in wanted["disk_gb"] if host["disks"].get(path, {}).get("mount") == mount]
+            paths = [path for path in wanted["disk_gb"] if (host["disks"].get(path) or {}).get("mount") == mount]
             problems.append(
                 _problem(
                     "disk",
@@ -143,6 +149,14 @@ def _resources(host: Mapping[str, Any], wanted: Mapping[str, Any], installs: int
                 )
             )
     return problems
+
+
+def _unanswered(host: Mapping[str, Any]) -> list[Problem]:
+    """What of the host did not answer. No warning can be made of these: what it would have said is not known."""
+    return [
+        {"check": "unanswered", "message": item["message"], "severity": "error"}
+        for item in host.get("unanswered") or []
+    ]
 
 
 def _gpu_problems(host: Mapping[str, Any], source: str) -> list[Problem]:
@@ -261,34 +275,65 @@ def _in_use(host: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Problem]:
 
 
 def _memory(host: Mapping[str, Any], services: list[dict[str, Any]], needs: Mapping[str, Any]) -> list[Problem]:
-    """GPUs that are too small for what NVIDIA published about an image; without a driver their memory is unknown."""
+    """GPUs that are too small for what NVIDIA published about an image, or filled by others; without a driver their memory is unknown."""
     problems = []
+    present = _gpus.devices(host["gpus"])
     for service in services:
         need = needs.get(service["name"])
-        if service["state"] != "present" or not need:
+        if service["state"] != "present":
             continue
-        if not need["answered"]:
+        if need and not need["answered"]:
             told = (
                 f"service {service['name']}: what it needs of a GPU is not known, {need['source']}: {need['note']};"
                 " wanted an answer, or an empty preflight_metadata_url where there is no way out."
             )
             problems.append(_problem("gpu_memory", told, "warning"))
-        present = _gpus.devices(host["gpus"])
-        keys = _gpus.of_service(service, present)
+        keys = _gpus.of_service(service, present) if service.get("gpus") else []
         given = [device for device in present if device.key in keys]
-        least, count = need["memory_mib"] or 0, need["gpus"] or 1
-        fit = [device for device in given if device.memory is None or device.memory >= least * 2**20]
-        if given and len(fit) < count:
+        least, count = (need or {}).get("memory_mib") or 0, (need or {}).get("gpus")
+        large = [device for device in given if device.memory is None or device.memory >= least * 2**20]
+        if need and given and len(large) < (count or 1):
             seen = ", ".join(
                 f"GPU {device.short} ({device.model}, {device.memory // 2**20 if device.memory else 'unknown'} MiB)"
                 for device in given
             )
             told = (
-                f"service {service['name']}: it gets {seen}, wanted {count} GPU(s) with {least or 'any number of'} MiB each"
+                f"service {service['name']}: it gets {seen}, wanted {count or 1} GPU(s) with {least or 'any number of'} MiB each"
                 f" ({need['note']}; {need['source']}); give it other GPUs or choose another profile."
             )
             problems.append(_problem("gpu_memory", told))
+        elif not _occupancy.unchanged(service, host):
+            # Of all GPUs an engine takes those that it finds free, of GPUs that are named it takes all.
+            wanted = count or (1 if service.get("gpus") == ["all"] else len(given))
+            problems += _filled(host, service, services, needs, large, wanted)
     return problems
+
+
+def _filled(
+    host: Mapping[str, Any],
+    service: Mapping[str, Any],
+    services: list[dict[str, Any]],
+    needs: Mapping[str, Any],
+    given: list[_gpus.Device],
+    count: int,
+) -> list[Problem]:
+    """GPUs of a service that will be started whose memory others hold: not enough is left on COUNT of those that it is GIVEN."""
+    present = _gpus.devices(host["gpus"])
+    found = [_occupancy.shortage(service, device, host, services, needs, present) for device in given]
+    short = [item for item in found if item is not None]
+    if not short:
+        return []
+    told = f"service {service['name']}: {'; '.join(map(str, short))}."
+    pids = sorted({pid for item in short for pid in item.strangers.pids})
+    look = f" Next: ps -fp {','.join(map(str, pids))}" if pids else " Next: nvidia-smi"
+    if len(given) - len(short) >= count:
+        told += " It has others beside; name those by gpus if its engine takes the wrong one."
+        return [_problem("gpu_memory", told + look, "warning")]
+    lower = CONTRACTS[str(service.get("contract") or "classic")]["memory_variable"]
+    cure = " Stop who holds it, give the service other GPUs" + (
+        f", or let it take less ({lower} in env)." if lower else "."
+    )
+    return [_problem("gpu_memory", told + cure + look)]
 
 
 def _origin_of(name: str, version: str, origins: Mapping[str, str]) -> str | None:
@@ -503,14 +548,20 @@ def preflight_problems(
     are known, ``engine``, ``docker_version`` (to be installed), ``toolkit`` (``version``, ``feature_flags``) and ``warn_only`` (names
     of checks). WRITTEN: how of it what is no text stands in a file.
     """
+    silent = _unanswered(host)
+    programs = {item["program"] for item in host.get("unanswered") or []}
+    if programs - {"nvidia-smi", "file system"}:
+        # What was not told looks like what is not there.
+        return silent
     deployed = {name for name, now in host["services"].items() if now.get("record")}
     installs = sum(service["state"] == "present" and service["name"] not in deployed for service in services)
     plan = wanted["driver_plan"]
     needs = requirements or {}
     problems = [
+        *silent,
         *_unquoted(wanted, written or {}),
         *_platform(host, wanted),
-        *_gpu_problems(host, plan["source"]),
+        *([] if "nvidia-smi" in programs else _gpu_problems(host, plan["source"])),
         *_in_use(host, plan),
         *_memory(host, services, needs),
         *_driver(host, plan, services, needs),

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _expect, _media
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
+from ansible_collections.baremetal.nim.plugins.module_utils._command import Runner
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, sentence
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT, WITHOUT_MODELS
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # argv -> (exit status, standard output, standard error)
 Run = Callable[[list[str]], tuple[int, str, str]]
 
+#: Seconds that systemctl and journalctl may take, of a slice that takes few itself.
+_COMMAND_SECONDS = 20
 #: How modules reach an endpoint; the documentation fragment of this name has the words.
 ENDPOINT_SPEC: dict[str, dict[str, Any]] = {
     "url": {"type": "str", "required": True},
@@ -208,15 +211,12 @@ def base_of(url: str) -> str:
 def runner(module: AnsibleModule) -> Run:
     """Return what runs commands for a verification. Several may call it at a time; they take turns."""
     lock = threading.Lock()
-    module.run_command_environ_update = {"LANG": "C", "LC_ALL": "C"}
+    # Who does not answer once may answer the next time: a wait goes on for minutes.
+    command = Runner(module.get_bin_path, again=True)
 
     def run(argv: list[str]) -> tuple[int, str, str]:
         with lock:
-            path = module.get_bin_path(argv[0])
-            if path is None:
-                return 127, "", f"{argv[0]} is not installed"
-            result: tuple[int, str, str] = module.run_command([path] + argv[1:], errors="surrogate_or_replace")
-            return result
+            return command(*argv, seconds=_COMMAND_SECONDS)
 
     return run
 

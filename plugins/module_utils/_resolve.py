@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _gpus, _names, _secrets, _unlisted
+from ansible_collections.baremetal.nim.plugins.module_utils import _gpus, _names, _occupancy, _secrets, _unlisted
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
     NATIVE_PROTOCOL,
@@ -41,7 +41,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._written import (
 )
 
 #: Raised with the unit template: a new form of unit restarts every service once.
-UNIT_FORMAT = 2
+UNIT_FORMAT = 3
 #: What a start is given for each GB of staged weights: a slow disk reads 100 MB/s. The largest models, of hundreds of GB, were seen
 #: to take most of an hour.
 SECONDS_PER_GB = 10
@@ -785,7 +785,11 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
         resolved.append(service.resolve())
         problems += service.problems
     present = [service for service in resolved if service["state"] != "absent"]
-    problems += _gpus.allocate(present, host, held=_unlisted.held(resolved, host))
+
+    def room(service: Mapping[str, Any], device: _gpus.Device) -> bool:
+        return _occupancy.shortage(service, device, host, resolved) is None
+
+    problems += _gpus.allocate(present, host, room, held=_unlisted.held(resolved, host))
     problems += conflicts(resolved, host)
     problems += _unlisted.conflicts(resolved, host)
     if problems:

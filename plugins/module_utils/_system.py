@@ -336,12 +336,27 @@ def unit_state(unit: Mapping[str, str]) -> dict[str, bool]:
     }
 
 
+_CONTAINER = r"(?:docker|libpod(?:-payload)?|cri-containerd)[-/]([0-9a-f]{64})"
+_SERVICE = r"([\w@.\\:-]+\.service)"
+#: Units that processes of containers are in where both versions of cgroups are mounted.
+_ENGINES = ("docker.service", "containerd.service", "podman.service")
+
+
 def owner(cgroup: str) -> tuple[str | None, str | None]:
-    """/proc/PID/cgroup to the systemd service and to the id of the container that a process belongs to."""
-    container = re.search(r"(?:docker|libpod(?:-payload)?|cri-containerd)[-/]([0-9a-f]{64})", cgroup)
-    if container:
-        return None, container.group(1)
-    services = re.findall(r"([\w@.\\:-]+\.service)", cgroup)
+    """/proc/PID/cgroup to the systemd service and to the id of the container that a process belongs to, the innermost of several.
+
+    Where the host is a container itself, the hierarchies of version 1 tell of that, and only the unified one of what is inside.
+    """
+    containers = re.findall(_CONTAINER, cgroup)
+    unified = re.search(r"^0::(.*)$", cgroup, re.MULTILINE)
+    own = unified.group(1) if unified else ""
+    services = re.findall(_SERVICE, own)
+    if services and services[-1] not in _ENGINES and not re.search(_CONTAINER, own):
+        return services[-1], None
+    containers = re.findall(_CONTAINER, own) or containers
+    if containers:
+        return None, containers[-1]
+    services = services or re.findall(_SERVICE, cgroup)
     return (services[-1] if services else None), None
 
 

@@ -37,6 +37,7 @@ _PROPERTIES = (
 )
 # The cause of a crash stands far above the last lines: every process of the engine adds its own traceback, one for each GPU at least.
 _WINDOW = 2000
+_LONG_WINDOW = 20000
 _PROGRESS_WINDOW = 500
 # So much of the line that matters most is shown.
 _CULPRIT = 500
@@ -83,6 +84,11 @@ _SYSTEMD_LINE = re.compile(
     r"|^conmon [0-9a-f]+ <|^[-0-9]+ [0-9:.]+ \S+ \S+ m=\S+ (container|image) |^[0-9a-f]{64}$"
 )
 _EXIT_STATUS = re.compile(r"\.service: Main process exited, code=(\w+), status=(\d+)")
+# What nim-gpu-wait said before the container started; names of processes are the words of strangers.
+_GPU_HELD = re.compile(r"^GPU memory is (?:still held after .*?|held by others too): (GPU .*|all GPUs: .*)")
+_GPU_UNKNOWN = re.compile(r"^nvidia-smi .*, so it is not known whether others hold the memory of GPU ")
+# Failure classes that somebody else's memory may explain.
+_OF_MEMORY = ("out_of_memory", "no_profile", "crash_loop")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -210,12 +216,17 @@ def classify(lines: Sequence[str]) -> tuple[str, str] | None:
     The newest telling line wins. Lines that log requests of clients tell nothing about the service.
     """
     for line in reversed(lines):
-        if ACCESS_LOG.search(line):
+        if ACCESS_LOG.search(line) or _GPU_HELD.search(line):
             continue
         for failure_class, pattern in _CAUSE_PATTERNS.items():
             if pattern.search(line):
                 return failure_class, line
     return None
+
+
+def before_start(lines: Sequence[str]) -> str:
+    """Return the newest line that the wait for the GPUs wrote, or empty: who holds their memory, or that this is not known."""
+    return next((line for line in reversed(lines) if _GPU_HELD.search(line) or _GPU_UNKNOWN.search(line)), "")
 
 
 def last_error(lines: Sequence[str]) -> str:
@@ -226,7 +237,7 @@ def last_error(lines: Sequence[str]) -> str:
 def last_words(lines: Sequence[str]) -> str:
     """Return the newest line the service itself wrote (neither systemd nor an access log), or empty."""
     for line in reversed(lines):
-        if line and not ACCESS_LOG.search(line) and not _SYSTEMD_LINE.search(line):
+        if line and not ACCESS_LOG.search(line) and not _SYSTEMD_LINE.search(line) and not _GPU_HELD.search(line):
             return shorten(line)
     return ""
 
@@ -308,7 +319,11 @@ class UnitWatch:
     def _fault(self, failure_class: str, seen: str) -> Fault:
         if failure_class == "unit_not_found":
             return Fault(failure_class, seen, "an installed unit")
-        life = last_life(self.journal(max(_WINDOW, self._lines)))
+        window = max(_WINDOW, self._lines)
+        lines = self.journal(window)
+        whole = last_life(lines)
+        # What strangers call their processes tells nothing about the service.
+        life = [line for line in whole if not _GPU_HELD.search(line)]
         story = _evidence.read(life)
         # The process that failed first knows why, the others know it from hearsay.
         cause = classify(story.own) or classify(story.words)
@@ -319,8 +334,17 @@ class UnitWatch:
         evidence = story.evidence(self._lines, cause[1] if cause else "")
         if self.state.result == "oom-kill":
             failure_class = "out_of_memory"
+        gpus = before_start(whole)
+        if not gpus and failure_class in _OF_MEMORY and len(lines) >= window:
+            # It was said before all the others, and an engine of several GPUs says much.
+            gpus = before_start(last_life(self.journal(_LONG_WINDOW)))
+        if gpus and gpus not in evidence:
+            evidence.insert(0, gpus)
         last_exit = self.state.last_exit or _journal_exit(life)
         seen += f" (last {last_exit})" if last_exit else ""
+        held = _GPU_HELD.search(gpus)
+        if held and failure_class in _OF_MEMORY and self.state.result != "oom-kill":
+            seen += f"; at its start GPU memory was held by others: {shorten(held.group(1), 300)}"
         return Fault(failure_class, seen, "active", evidence, culprit, of_unit=True)
 
 

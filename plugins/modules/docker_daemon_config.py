@@ -55,7 +55,7 @@ import os
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _daemon
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _daemon
 
 
 def main() -> None:
@@ -92,7 +92,8 @@ def main() -> None:
                 out.write(after)
             dockerd = module.get_bin_path("dockerd")
             if dockerd:
-                code, out_text, err = module.run_command([dockerd, "--validate", "--config-file", scratch])
+                run = _command.Runner(module.get_bin_path)
+                code, out_text, err = run(dockerd, "--validate", "--config-file", scratch)
                 if code:
                     module.fail_json(
                         msg=f"dockerd refuses the merged configuration: {(err or out_text).strip()}; {path} was not changed."

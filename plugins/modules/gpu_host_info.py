@@ -15,6 +15,7 @@ description:
     memory, disks, listening ports, GPUs and driver, CDI specifications, container engine, NIM units, containers and
     model caches.
   - What a host does not have is V(null), an empty list or an empty dictionary, never an error.
+  - No program and no file system of the host holds it up for ever. What does not answer in its time is in RV(unanswered).
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
@@ -111,6 +112,12 @@ options:
     type: list
     elements: path
     default: [/etc/cdi, /var/run/cdi]
+  strict:
+    description:
+      - Fail where something of the host did not answer in time, rather than return what is known without it. Who decides what to
+        change must not take the one for the other.
+    type: bool
+    default: false
 seealso:
   - module: baremetal.nim.chat_completion
 """
@@ -132,6 +139,20 @@ hostname:
   type: str
   returned: always
   sample: gpu01
+unanswered:
+  description:
+    - What did not answer in its time, and was not waited for any longer - the C(program), V(file system) for one of these, and a
+      C(message) with the command that comes next.
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    [
+      {
+        "program": "nvidia-smi",
+        "message": "nvidia-smi did not answer within 45 s and was ended. Next: dmesg | grep -i -e nvrm -e xid",
+      },
+    ]
 os:
   description: Distribution, version, major, codename, architecture, kernel and package manager of the host.
   type: dict
@@ -182,7 +203,9 @@ cpus:
   type: int
   returned: always
 disks:
-  description: For each of O(paths), the file system it is or would be on - C(mount), C(free) and C(total) in bytes, C(read_only).
+  description:
+    - For each of O(paths), the file system it is or would be on - C(mount), C(free) and C(total) in bytes, C(read_only). V(null) where
+      it did not answer.
   type: dict
   returned: always
   sample: {"/var/lib/nim": {"mount": "/", "free": 5000000000000, "total": 7000000000000, "read_only": false}}
@@ -248,8 +271,8 @@ driver:
 gpus:
   description:
     - GPUs that nvidia-smi reports, in its order, with memory in MiB, C(device_id), C(compute_capability) by that id,
-      C(ecc_enabled), C(mig_devices) by their CDI names, C(fabric_state), C(fabric_status), and the processes on each with
-      their NIM C(service).
+      C(ecc_enabled), C(mig_devices) by their CDI names, C(fabric_state), C(fabric_status), and the C(processes) on each with
+      C(pid), C(name), C(used_mib), and the systemd C(unit), C(container) or NIM C(service) they belong to.
   type: list
   elements: dict
   returned: always
@@ -383,6 +406,7 @@ services:
   returned: always
 """
 
+import functools
 import glob
 import hashlib
 import json
@@ -391,7 +415,7 @@ import platform
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -413,6 +437,10 @@ UNIT_PROPERTIES = (
 )
 
 
+#: Seconds that a credential helper may take.
+HELPER_SECONDS = 15
+#: Seconds that a file system may take to say how it is.
+FILE_SYSTEM_SECONDS = 20
 #: Packages that are looked at whatever is asked for.
 TOOLKIT_PACKAGES = ("nvidia-container-toolkit", "nvidia-container-toolkit-base")
 OWN_PACKAGES = (*TOOLKIT_PACKAGES, "podman", "needrestart", "unattended-upgrades")
@@ -438,18 +466,11 @@ class HostReader:
         self.time, self.begin = time.time(), _clock.elapsed()
         self.module = module
         self.params = module.params
+        self.run = _command.Runner(module.get_bin_path)
+        #: File systems that do not answer, and the directories on them that nobody must look into.
+        self.silent_mounts: set[str] = set()
+        self.dead: set[str] = set()
         self.survey = _survey.Survey(self.run, {name: module.params[option] for name, option in ROOTS.items()})
-
-    def run(self, *argv: str, data: str | None = None) -> tuple[int, str, str]:
-        """Runs a command with a plain locale, DATA (a line) on its standard input; 127 when there is no such command."""
-        program = self.module.get_bin_path(argv[0])
-        if not program:
-            return 127, "", f"{argv[0]} is not installed"
-        if data is not None:
-            return _command.feed([program, *argv[1:]], data)
-        # systemctl writes times in the zone of whoever asks.
-        code, out, err = self.module.run_command([program, *argv[1:]], environ_update={**_command.PLAIN, "TZ": "UTC"})
-        return code, out, err
 
     def read(self, path: str) -> str:
         """Text of a file, empty when it cannot be read."""
@@ -479,6 +500,43 @@ class HostReader:
             except ImportError:
                 libraries[name] = False
         return {"version": platform.python_version(), "libraries": libraries}
+
+    def apart(self, wanted: Mapping[str, str], look: Callable[[str, str], Any]) -> dict[str, Any]:
+        """What LOOK finds for each key of WANTED at its path: all at once or, where that takes too long, each alone.
+
+        A file system that does not answer (a server of files that is gone) has found nothing, and is told.
+        """
+        try:
+            found: dict[str, Any] = _command.apart(
+                lambda: {key: look(key, path) for key, path in wanted.items()}, FILE_SYSTEM_SECONDS
+            )
+            return found
+        except _command.Silence:
+            pass
+        found = {}
+        silent = self.silent_mounts
+        for key, path in wanted.items():
+            mount = _command.mount_of(path, self.proc("mounts")) or "file system unknown"
+            # Whoever lies on one that is known to be silent is not asked.
+            before = mount in silent
+            try:
+                found[key] = None if before else _command.apart(functools.partial(look, key, path), FILE_SYSTEM_SECONDS)
+            except _command.Silence:
+                found[key] = None
+                silent |= {mount} - {"file system unknown"}
+                told = (
+                    f"the file system of {path} ({mount}) did not answer within {FILE_SYSTEM_SECONDS} s. Next: cat /proc/mounts;"
+                    " see whether its server can be reached, or umount --lazy it"
+                )
+                self.run.unanswered.append({"program": "file system", "message": told})
+        return found
+
+    def file_systems(self) -> dict[str, Any]:
+        """File systems of the paths that are asked for; takes note of the directories that nobody must look into."""
+        own = [self.params[name] for name in ("cache_root", "state_dir", "staged_dir")]
+        found = self.apart({path: path for path in [*self.params["paths"], *own]}, lambda _key, path: self.disk(path))
+        self.dead = {path for path, disk in found.items() if disk is None}
+        return {path: found[path] for path in self.params["paths"]}
 
     def disk(self, path: str) -> dict[str, Any]:
         """File system of the nearest existing parent of a path."""
@@ -525,7 +583,8 @@ class HostReader:
             except ValueError as problem:
                 error = str(problem)
         for process in (process for gpu in report["gpus"] for process in gpu["processes"]):
-            process["service"] = services.get(self.survey.owner(process["pid"])[1] or "")
+            unit, container = self.survey.owner(process["pid"])
+            process.update(unit=unit, container=container, service=services.get(container or ""))
         return {"cuda_version": report["cuda_version"], "error": error}, report["gpus"]
 
     def cdi(self, loaded: str | None) -> dict[str, Any]:
@@ -553,9 +612,10 @@ class HostReader:
         config = _credentials.parse(self.read("/root/.docker/config.json"))
         helpers, logins = _credentials.helpers(config), _credentials.logins(config)
         for registry, helper in helpers.items():
-            # One that wants a passphrase would wait for ever.
-            asked = ("timeout", "15", _credentials.program(helper), "get")
-            login = _credentials.answer(self.run(*asked, data=registry)[1])
+            # One that wants a passphrase would wait for ever. What it does not tell is not known, and no fault of the host.
+            program = self.module.get_bin_path(_credentials.program(helper))
+            told = _command.feed([program, "get"], registry, HELPER_SECONDS)[1] if program else ""
+            login = _credentials.answer(told)
             if login:
                 logins[registry] = _credentials.digest(login)
         return {"logins": logins, "credential_helpers": helpers}
@@ -617,6 +677,8 @@ class HostReader:
 
     def record(self, name: str) -> dict[str, Any] | None:
         """Deployment record of a service."""
+        if self.params["state_dir"] in self.dead:
+            return None
         try:
             record = json.loads(self.read(os.path.join(self.params["state_dir"], f"{name}.json")))
         except ValueError:
@@ -631,11 +693,13 @@ class HostReader:
         except OSError:
             return None
 
-    def cache(self, name: str) -> dict[str, Any] | None:
-        """Ownership of a model cache and what was staged there."""
-        # Of a cache that lies elsewhere, is only read, or that root may not write, this host keeps the marker.
-        kept = _host.parse_marker(self.read(os.path.join(self.params["staged_dir"], f"{name}.json")))
-        path = (kept or {}).get("path") or os.path.join(self.params["cache_root"], name)
+    def marker(self, name: str) -> dict[str, Any] | None:
+        """What this host keeps of a cache that lies elsewhere, is only read, or that root may not write."""
+        folder = self.params["staged_dir"]
+        return None if folder in self.dead else _host.parse_marker(self.read(os.path.join(folder, f"{name}.json")))
+
+    def cache(self, path: str, kept: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Ownership of a model cache and what was staged there, by the marker that this host has KEPT, or that lies there."""
         # The image's user may lay anything there: a pipe would never end.
         marker = os.path.join(path, _host.STAGED_MARKER)
         try:
@@ -652,8 +716,19 @@ class HostReader:
             "staged": None if staged and _cache.emptied(path, staged) else staged,
         }
 
+    def caches(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+        """The model caches of services."""
+        kept = {name: self.marker(name) for name in names}
+        paths = {
+            name: (marker or {}).get("path") or os.path.join(self.params["cache_root"], name)
+            for name, marker in kept.items()
+        }
+        return self.apart(paths, lambda name, path: self.cache(path, kept[name])) if paths else {}
+
     def recorded(self) -> set[str]:
         """Names of the services that have a deployment record."""
+        if self.params["state_dir"] in self.dead:
+            return set()
         return {os.path.basename(path)[:-5] for path in glob.glob(os.path.join(self.params["state_dir"], "*.json"))}
 
     def services(
@@ -665,10 +740,12 @@ class HostReader:
         """All that the host knows of each NIM service, by name. FILES has the units, FOUND the containers, by engine; the wanted one last."""
         containers = {name: item for of_engine in found.values() for name, item in of_engine.items()}
         named = {unit[4:-8]: unit for unit in units if re.fullmatch(r"nim-[^@]+\.service", unit)}
-        cached = glob.glob(os.path.join(self.params["cache_root"], "*", ""))
+        root = self.params["cache_root"]
+        cached = [] if root in self.dead else glob.glob(os.path.join(root, "*", ""))
         names = set(named) | self.recorded()
         names |= {item["service"] for item in containers.values() if item["service"]}
         names |= {os.path.basename(path.rstrip("/")) for path in cached}
+        caches = self.caches(names)
         services = {}
         for name in sorted(names):
             record = self.record(name)
@@ -689,7 +766,7 @@ class HostReader:
                 "container": containers.get(f"nim-{name}"),
                 "record": record,
                 "files": {path: self.checksum(path) for path in (record or {}).get("files", {})},
-                "cache": self.cache(name),
+                "cache": caches[name],
                 "engines": _host.traces(f"nim-{name}", files, found),
                 "watchdog": {
                     "exists": timer.get("LoadState") == "loaded",
@@ -738,6 +815,7 @@ class HostReader:
         """The whole state."""
         # First: whoever begins to change the host while it is read, begins after this.
         lock = _lease.Leases(self.survey.path("run", "nim/lock.d")).state()
+        disks = self.file_systems()
         version = self.run("systemctl", "--version")[1].split()
         files = self.unit_files()
         names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
@@ -771,7 +849,7 @@ class HostReader:
             "time": self.time,
             "memory": _host.parse_meminfo(self.proc("meminfo")),
             "cpus": os.cpu_count(),
-            "disks": {path: self.disk(path) for path in self.params["paths"]},
+            "disks": disks,
             "listeners": self.listeners(),
             "hardware": hardware,
             "driver": driver,
@@ -795,6 +873,7 @@ class HostReader:
             "services": self.services(
                 units, files, {kind: _host.parse_containers(text) for kind, text in inspected.items()}
             ),
+            "unanswered": self.run.unanswered,
         }
 
 
@@ -819,12 +898,18 @@ def main() -> None:
             "run_root": {"type": "path", "default": "/run"},
             "var_root": {"type": "path", "default": "/var"},
             "cdi_spec_dirs": {"type": "list", "elements": "path", "default": ["/etc/cdi", "/var/run/cdi"]},
+            "strict": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     reader = HostReader(module)
-    result = reader.result()
-    module.exit_json(changed=False, **result, read_s=round(_clock.elapsed() - reader.begin, 3))
+    result = {**reader.result(), "read_s": round(_clock.elapsed() - reader.begin, 3)}
+    if module.params["strict"] and result["unanswered"]:
+        told = " ".join(item["message"] for item in result["unanswered"])
+        module.fail_json(
+            msg=f"{result['hostname']} cannot be read, and nothing is decided from a part: {told}", **result
+        )
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

@@ -277,7 +277,15 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _cache, _evidence, _lease, _names, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _cache,
+    _command,
+    _evidence,
+    _lease,
+    _names,
+    _share,
+    _staging,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, sentence, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify, parse_journal
@@ -291,6 +299,8 @@ KEY_DIR = "/run/nim"
 POLL = 0.25
 #: What the times of a file system may lie behind the clock, in seconds.
 CLOCK_SLACK = 0.1
+#: Seconds that a file system may take to say that a directory is there, and for a walk through all files of a cache.
+LOOK_SECONDS, WALK_SECONDS = 30, 900
 
 
 def key_path(unit: str) -> str:
@@ -332,15 +342,9 @@ class Stage:
         self.phase, self.detail, self.last_log = "directory", "", ""
         #: Size of the cache at the end of this slice.
         self.reached = 0
+        self.run = _command.Runner(module.get_bin_path, again=True)
         self.engine = f"/usr/bin/{module.params['engine']}"
         self.host_marker = os.path.join(module.params["host_dir"], "staged", f"{module.params['name']}.json")
-
-    def run(self, *argv: str) -> tuple[int, str, str]:
-        """Runs a command with a plain locale."""
-        result: tuple[int, str, str] = self.module.run_command(
-            list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"}
-        )
-        return result
 
     def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
         """Leaves with what was seen, the cure and the next command."""
@@ -398,10 +402,18 @@ class Stage:
             )
 
     def seen(self) -> None:
-        """Refuses a cache that root may not even look at: Docker, which is root, could not mount it."""
+        """Refuses a cache that does not answer, or that root may not even look at: Docker, which is root, could not mount it."""
         path = self.params["path"]
         try:
-            os.stat(path)
+            _command.apart(lambda: bool(os.stat(path)), LOOK_SECONDS)
+        except _command.Silence as silence:
+            with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
+                mount = _command.mount_of(path, mounts.read())
+            self.fail(
+                f"cache {path} ({mount}): {silence}, wanted a file system that works. See whether its server can be reached.",
+                "staging_failed",
+                command="cat /proc/mounts; dmesg | tail",
+            )
         except PermissionError:
             self.fail(
                 f"root may not look at cache {path}, so Docker cannot give it to a container."
@@ -418,24 +430,19 @@ class Stage:
 
         A file system may refuse what the mode bits allow (read-only, NFS root squash), and refuse root what it allows others.
         """
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            report: dict[str, Any] = {"errno": 0, "error": "the test ended early", "path": None}
-            try:
-                os.setgroups([])
-                os.setgid(self.params["gid"])
-                os.setuid(self.params["uid"])
-                report = work()
-            except OSError as error:
-                report = {"errno": error.errno, "error": error.strerror, "path": error.filename}
-            finally:
-                os.write(writer, json.dumps(report).encode())
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            report = json.loads(pipe.read())
-        os.waitpid(child, 0)
+
+        def changed() -> dict[str, Any]:
+            os.setgroups([])
+            os.setgid(self.params["gid"])
+            os.setuid(self.params["uid"])
+            return work()
+
+        try:
+            report: dict[str, Any] = _command.apart(changed, WALK_SECONDS)
+        except _command.Silence as silence:
+            report = {"errno": errno.ETIMEDOUT, "error": str(silence), "path": self.params["path"]}
+        except OSError as error:
+            report = {"errno": error.errno, "error": error.strerror, "path": error.filename}
         return report
 
     def write_test(self, path: str) -> None:
@@ -502,8 +509,12 @@ class Stage:
             "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,ExecMainExitTimestampMonotonic,Description,InvocationID,"
             "Transient,FragmentPath"
         )
-        shown = parse_systemctl_show(self.run("systemctl", "show", "--property", wanted, unit)[1])
-        return shown.get(unit, {})
+        code, out, err = self.run("systemctl", "show", "--property", wanted, unit)
+        if code == _command.SILENT:
+            # It may well run, and must not be started a second time.
+            said, _next, command = err.partition(" Next: ")
+            self.fail(f"whether {unit} runs is not known: {said}", "unit_unreadable", command=command)
+        return parse_systemctl_show(out).get(unit, {})
 
     def journal(self, state: dict[str, str], lines: int = 200) -> list[str]:
         """What this run of the unit has printed."""
@@ -513,7 +524,7 @@ class Stage:
 
     def forget(self, unit: str) -> None:
         """Stops and unloads a transient unit, however it ended."""
-        self.run("systemctl", "stop", unit)
+        self.run("systemctl", "stop", unit, seconds=_command.CHANGE_SECONDS)
         self.run("systemctl", "reset-failed", unit)
 
     def description(self, what: str) -> str:
@@ -579,7 +590,7 @@ class Stage:
             state = {}
         if state.get("ActiveState") not in ("active", "activating"):
             if before:
-                self.run(*before)
+                self.run(*before, seconds=_command.CHANGE_SECONDS)
             try:
                 key_file = self.hide(key_path(unit), key + "\n") if key else None
                 env_file = self.hide(env_path(unit), _staging.environment_file(env)) if env else None

@@ -103,12 +103,13 @@ record:
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _deployment, _files
+from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _command, _deployment, _files
 from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 
 
@@ -127,6 +128,7 @@ class Deployment:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.unit = f"nim-{module.params['name']}.service"
+        self.run = _command.Runner(module.get_bin_path, again=True)
         #: Files that the unit may be made of.
         self.units = [path for path in (module.params["unit_path"], module.params["quadlet_path"]) if path]
         #: Name in the copy to the place on the host and the mode there; the unit's is that of the deployment at hand.
@@ -185,7 +187,11 @@ class Deployment:
 
     def systemctl(self, *argv: str) -> str:
         """Runs systemctl; returns what it said when it failed."""
-        code, out, err = self.module.run_command(["systemctl", *argv])
+        limits = re.findall(
+            rb"^Timeout(?:Start|Stop)Sec=(.*)$", b"\n".join(filter(None, map(read, self.units))), re.MULTILINE
+        )
+        seconds = _command.job_seconds(*(limit.decode(errors="replace") for limit in limits))
+        code, out, err = self.run("systemctl", *argv, seconds=seconds)
         return ((err or out).strip() or f"exit status {code}") if code else ""
 
     def keep(self) -> dict[str, Any]:
@@ -247,10 +253,8 @@ class Deployment:
                 continue
             said = self.systemctl(*argv)
             if said:
-                self.module.fail_json(
-                    msg=f"{self.unit}: systemctl {argv[0]} failed: {said} Next: journalctl -u {self.unit} -n 50",
-                    **result,
-                )
+                following = "" if " Next: " in said else f" Next: journalctl -u {self.unit} -n 50"
+                self.module.fail_json(msg=f"{self.unit}: systemctl {argv[0]} failed: {said}{following}", **result)
         if not self.module.params["swap"]:
             self.take_up()
         return result

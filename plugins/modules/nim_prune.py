@@ -122,11 +122,13 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _disk, _prune
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _disk, _prune
 from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
 
 MOUNTINFO = "/proc/self/mountinfo"
+#: Seconds that a cache may take to be measured, and an image to be removed.
+WALK_SECONDS = 900
 #: Engine to the program that tells that it is there: `docker` alone may be another name of podman.
 ENGINES = {"docker": "dockerd", "podman": "podman"}
 #: Podman tells bytes in JSON only, Docker only outside of it.
@@ -153,6 +155,7 @@ class Host:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
+        self.command = _command.Runner(str)
         self.root = module.params["cache_root"]
         self.engines = [name for name, program in ENGINES.items() if module.get_bin_path(program)]
         self.removed: list[dict[str, Any]] = []
@@ -190,10 +193,13 @@ class Host:
     def run(self, *argv: str) -> str:
         """Output of a command that must not fail: what it would have told may be in use."""
         for last in (False, False, True):
-            code, out, err = self.module.run_command(list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
-            # A container may be gone between its listing and the look at it.
-            if not code or last:
+            code, out, err = self.command(*argv)
+            # A container may be gone between its listing and the look at it; who is silent is not asked again.
+            if not code or last or code == _command.SILENT:
                 break
+        if code == _command.SILENT:
+            said, _next, following = err.partition(" Next: ")
+            self.fail(f"{said}; wanted to know what is in use. Nothing was removed.", following)
         if code:
             self.fail(
                 f"{' '.join(argv[:3])} failed: {(err or out).strip()}, wanted to know what is in use. Nothing was removed.",
@@ -261,7 +267,7 @@ class Host:
             if not ids:
                 return []
             kind = "image" if listing[0] == "image" else "container"
-            code, out, err = self.module.run_command([engine, kind, "inspect", *ids])
+            code, out, err = self.command(engine, kind, "inspect", *ids)
             if not code:
                 return list(json.loads(out))
             if last:
@@ -300,7 +306,7 @@ class Host:
 
     def size(self, path: str) -> int:
         """Bytes in a directory."""
-        _code, out, _err = self.module.run_command(["du", "-sbx", path])
+        _code, out, _err = self.command("du", "-sbx", path, seconds=WALK_SECONDS)
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
 
@@ -356,14 +362,14 @@ class Host:
         finally:
             for path in places:
                 # Some file systems free what was removed when they write it down.
-                self.module.run_command(["timeout", "60", "sync", "--file-system", _disk.nearest(path)])
+                self.command("sync", "--file-system", _disk.nearest(path), seconds=60)
             gain = sum(_disk.free(path) - before[path] for path in places)
             self.gained.append({"path": paths[0], "bytes": gain, "all": True})
 
     def engine_places(self, engine: str) -> list[str]:
         """Where an engine keeps its images."""
         format_ = {"docker": "{{.DockerRootDir}}", "podman": "{{.Store.GraphRoot}}"}[engine]
-        code, out, _err = self.module.run_command([engine, "info", "--format", format_])
+        code, out, _err = self.command(engine, "info", "--format", format_)
         told = out.strip() if not code and out.startswith("/") else ENGINE_ROOT[engine]
         # Docker may let containerd keep them.
         return [told, *([CONTAINERD] if engine == "docker" and os.path.isdir(CONTAINERD) else [])]
@@ -371,7 +377,7 @@ class Host:
     def layer_sizes(self, engine: str, image: dict[str, Any]) -> dict[str, int]:
         """Sizes of the layers of an image, empty where the engine does not tell them."""
         argv = [engine, "history", "--no-trunc", "--human=false", "--format", HISTORY[engine], image["Id"]]
-        code, out, _err = self.module.run_command(argv, environ_update={"LC_ALL": "C"})
+        code, out, _err = self.command(*argv)
         names = _disk.layers(image)
         sizes = None if code else _disk.layer_sizes(_disk.history(out), len(names))
         return dict(zip(names, sizes)) if sizes is not None else {}
@@ -389,7 +395,7 @@ class Host:
 
     def remove_image(self, engine: str, references: list[str]) -> str:
         """Removes an image under all its names; why it could not be, empty when it is gone."""
-        code, out, err = self.module.run_command([engine, "image", "rm", *references])
+        code, out, err = self.command(engine, "image", "rm", *references, seconds=WALK_SECONDS)
         # The last tag takes the digests of its repository along.
         gone = ("No such image", "image not known")
         refused = [

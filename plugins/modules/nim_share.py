@@ -76,7 +76,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _names, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _names, _share, _staging
 from ansible_collections.baremetal.nim.plugins.module_utils._host import (
     STAGED_MARKER,
     parse_marker,
@@ -87,6 +87,8 @@ RUN_DIR = "/run/nim"
 UNIT = "nim-share.service"
 #: Seconds that the daemon may take to listen.
 START = 15.0
+#: Seconds that the file system of the cache may take to say what is staged there.
+LOOK_SECONDS = 30
 
 
 def listening(port: int, seconds: float) -> bool:
@@ -108,21 +110,33 @@ def write(path: str, text: str) -> None:
         out.write(text)
 
 
+def read(path: str) -> str:
+    """Text of a file, empty when there is none; the image's user may lay anything there, and a pipe would never end."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        return handle.read()
+
+
 class Share:
     """The daemon on this host."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
+        self.run = _command.Runner(module.get_bin_path, again=True)
         self.files = {name: os.path.join(RUN_DIR, f"share.{name}") for name in ("conf", "secrets", "lock")}
 
     def staged(self) -> dict[str, Any]:
         """What is staged in the cache; fails when it is not what is wanted."""
         marker = os.path.join(self.params["path"], STAGED_MARKER)
         staged: dict[str, Any] = {}
-        if os.path.isfile(marker):
-            with open(marker, encoding="utf-8", errors="replace") as handle:
-                staged = parse_marker(handle.read()) or {}
+        try:
+            staged = parse_marker(_command.apart(lambda: read(marker), LOOK_SECONDS)) or {}
+        except _command.Silence as silence:
+            self.module.fail_json(
+                msg=f"{self.params['path']}: {silence}, wanted to read {marker}. Next: cat /proc/mounts; dmesg | tail"
+            )
         if staged.get("share_key") != self.params["share_key"]:
             self.module.fail_json(
                 msg=(
@@ -135,7 +149,7 @@ class Share:
     def foreign(self) -> str:
         """Why the unit is none of ours, empty where it is, or is none."""
         argv = ["systemctl", "show", "--property=Id,LoadState,Transient,FragmentPath", UNIT]
-        other = _names.foreign_unit(parse_systemctl_show(self.module.run_command(argv)[1]).get(UNIT, {}))
+        other = _names.foreign_unit(parse_systemctl_show(self.run(*argv)[1]).get(UNIT, {}))
         if not other:
             return ""
         return (
@@ -145,8 +159,8 @@ class Share:
 
     def stop(self) -> bool:
         """Stops the daemon and removes what it read; whether there was something."""
-        state = self.module.run_command(["systemctl", "is-active", UNIT])[1].strip()
-        code, _out, err = self.module.run_command(["systemctl", "stop", UNIT])
+        state = self.run("systemctl", "is-active", UNIT)[1].strip()
+        code, _out, err = self.run("systemctl", "stop", UNIT, seconds=_command.CHANGE_SECONDS)
         if code and "not loaded" not in err:
             # It has a password of its own, and a last hour.
             self.module.warn(f"{UNIT} goes on until its time is over: {err.strip()}")
@@ -171,11 +185,12 @@ class Share:
         command = _staging.transient_unit(UNIT, "baremetal.nim: weights for another host", argv)
         place = command.index("--")
         command[place:place] = ["--collect", f"--property=RuntimeMaxSec={self.params['timeout']}"]
-        code, out, err = self.module.run_command(command)
+        code, out, err = self.run(*command)
         if code or not listening(self.params["port"], START):
             said = (err or out).strip() or f"nothing listens on port {self.params['port']}"
             self.stop()
-            self.module.fail_json(msg=f"{UNIT} did not start: {said} Next: journalctl -u {UNIT} -n 20")
+            following = "" if " Next: " in said else f" Next: journalctl -u {UNIT} -n 20"
+            self.module.fail_json(msg=f"{UNIT} did not start: {said}{following}")
 
 
 def main() -> None:

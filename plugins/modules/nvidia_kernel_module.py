@@ -89,12 +89,14 @@ started:
 import glob
 import json
 import os
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _host, _kernel_module
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _host, _kernel_module
 from ansible_collections.baremetal.nim.plugins.module_utils._survey import Survey
 
+UNIT_PROPERTIES = "Id,LoadState,ActiveState,TimeoutStartUSec,TimeoutStopUSec"
 UNIT_FILES = "/etc/systemd/system"
 #: Podman's generator makes units of these.
 QUADLET_FILES = "/etc/containers/systemd"
@@ -105,16 +107,10 @@ class Swap:
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
+        self.run = _command.Runner(lambda name: module.get_bin_path(name, opt_dirs=["/sbin", "/usr/sbin"]))
         self.proc_root = module.params["proc_root"]
         self.state_file = module.params["state_file"]
         self.result: dict[str, Any] = {"changed": False, "error": None, "stopped": [], "started": []}
-
-    def run(self, *argv: str) -> tuple[int, str, str]:
-        """Runs a command with a plain locale; 127 when there is no such command."""
-        if not self.module.get_bin_path(argv[0], opt_dirs=["/sbin", "/usr/sbin"]):
-            return 127, "", f"{argv[0]} is not installed"
-        code, out, err = self.module.run_command(list(argv), environ_update={"LC_ALL": "C", "LANGUAGE": "C"})
-        return code, out, err
 
     def read(self, path: str) -> str:
         """Text of a file, empty when it cannot be read."""
@@ -154,8 +150,18 @@ class Swap:
         names = sorted({f"{os.path.basename(path).rpartition('.')[0]}.service" for path in paths if "@" not in path})
         names += [*_kernel_module.TELEMETRY, *_kernel_module.FABRIC, *_kernel_module.PERSISTENCE]
         names += [_kernel_module.CDI_REFRESH, _kernel_module.CDI_WATCH]
-        shown = self.run("systemctl", "show", "--property", "Id,LoadState,ActiveState", *names)[1]
-        return _host.parse_systemctl_show(shown)
+        code, out, err = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, *names)
+        if code == _command.SILENT:
+            # What holds the GPUs would go unseen.
+            self.module.fail_json(
+                msg=f"{err} Nothing more was changed.", loaded_version=self.loaded_version(), **self.result
+            )
+        return _host.parse_systemctl_show(out)
+
+    def job(self, verb: str, name: str, units: Mapping[str, Mapping[str, str]]) -> tuple[int, str, str]:
+        """Starts, restarts or stops a unit."""
+        limits = (units.get(name, {}).get(f"Timeout{phase}USec", "") for phase in ("Start", "Stop"))
+        return self.run("systemctl", verb, name, seconds=_command.job_seconds(*filter(None, limits)))
 
     def recorded(self) -> list[str]:
         """Units that an earlier run stopped and did not start again."""
@@ -184,7 +190,7 @@ class Swap:
             if units.get(name, {}).get("LoadState") != "loaded":
                 continue
             verb = "restart" if name == _kernel_module.CDI_REFRESH else "start"
-            code, out, err = self.run("systemctl", verb, name)
+            code, out, err = self.job(verb, name, units)
             if code:
                 failures.append(f"{name} did not start: {(err or out).strip()} Next: journalctl -u {name} -n 50")
             else:
@@ -203,24 +209,25 @@ class Swap:
 
     def remove_modules(self) -> str:
         """Takes the driver out of the kernel; returns what stands in the way, else an empty text."""
-        code, out, err = self.run("modprobe", "-r", *self.modules())
+        code, out, err = self.run("modprobe", "-r", *self.modules(), seconds=_command.CHANGE_SECONDS)
         if code and "not found" in out + err and self.modules():
             # Its files are gone from the disk already; rmmod needs none.
-            code, out, err = self.run("rmmod", *self.modules())
+            code, out, err = self.run("rmmod", *self.modules(), seconds=_command.CHANGE_SECONDS)
         return (err or out).strip() if code and self.modules() else ""
 
     def unload(self) -> dict[str, Any]:
         """Makes room for another driver."""
         if not self.modules():
             return {**self.result, "unloaded": True, "loaded_version": None}
-        stopping = _kernel_module.stop_order(self.units())
+        units = self.units()
+        stopping = _kernel_module.stop_order(units)
         self.result.update(changed=True, stopped=stopping)
         if self.module.check_mode:
             return {**self.result, "unloaded": True, "loaded_version": None}
         # What an interrupted run stopped was stopped first.
         self.record([*(name for name in self.recorded() if name not in stopping), *stopping])
         for name in stopping:
-            code, out, err = self.run("systemctl", "stop", name)
+            code, out, err = self.job("stop", name, units)
             if code:
                 self.give_up(f"{name} does not stop: {(err or out).strip()}")
         holders = self.holders()
@@ -248,7 +255,7 @@ class Swap:
         if self.module.check_mode:
             return {**self.result, "loaded_version": self.loaded_version()}
         for name in missing:
-            code, out, err = self.run("modprobe", name)
+            code, out, err = self.run("modprobe", name, seconds=_command.CHANGE_SECONDS)
             if code:
                 # The caller decides whether a reboot helps; a GPU service could not run anyway.
                 self.result.update(error=(err or out).strip(), changed=False)

@@ -88,6 +88,8 @@ RUN_FLAGS: dict[str, Any] = {
     "cap_drop": ["SYS_RESOURCE"],
     "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
     "devices": ["/dev/fuse"],
+    # The nodes of the simulated GPUs may be opened: that no driver is behind them is another answer than that somebody forbids it.
+    "device_cgroup_rules": ["c 195:* rwm", "c 238:* rwm"],
     "tmpfs": {"/run": "exec", "/tmp": "exec"},
 }
 DAEMON_JSON = "etc/docker/daemon.json"

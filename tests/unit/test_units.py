@@ -141,12 +141,33 @@ def test_both_engines_give_systemd_the_same(name, keys):
 
 @pytest.mark.parametrize("gpu_shared", [False, True])
 def test_both_engines_wait_for_gpus_that_are_the_services_own(gpu_shared):
+    """And hear who else is on those that they share."""
     changes = {"gpu_shared": True, "env": {"NIM_GPU_MEM_FRACTION": "0.4"}} if gpu_shared else {}
     waits = [
         re.findall(r"^ExecStartPre=[-+]+(.*nim-gpu-wait.*)$", unit(engine, **changes)[0], re.MULTILINE)
         for engine in TEMPLATES
     ]
-    assert waits == [[] if gpu_shared else ["/usr/local/libexec/nim-gpu-wait 60 0 1"]] * 2
+    assert waits == [[f"/usr/local/libexec/nim-gpu-wait {0 if gpu_shared else 60} 0 1"]] * 2
+
+
+def test_the_wait_of_both_engines_may_ask_nvidia_smi():
+    """PrivateDevices closes devices by the cgroup, which no prefix of a command lifts; what is named opens them again."""
+    docker, podman = (section(unit(engine)[0], "Service") for engine in TEMPLATES)
+    assert ("PrivateDevices", "yes") in docker
+    assert [value for key, value in docker if key == "DeviceAllow"] == ["char-nvidia* rw", "char-195 rw"]
+    # Podman's container is in the unit: whatever is not named would be closed to it.
+    assert not {"PrivateDevices", "DevicePolicy", "DeviceAllow"} & {key for key, _value in podman}
+    for known in (docker, podman):
+        # The wait, and nvidia-smi's patience after it.
+        assert int(dict(known)["TimeoutStartSec"]) >= 60 + 2 * 15
+
+
+def test_other_units_of_ours_that_close_devices_run_nothing_that_needs_one():
+    """Whoever adds nvidia-smi to one of them must open its devices too."""
+    files = ROLE / "files"
+    closing = [path for path in files.iterdir() if "PrivateDevices" in path.read_text()]
+    assert [path.name for path in closing] == ["nim-watchdog@.service"]
+    assert "nvidia-smi" not in (files / "nim-watchdog").read_text()
 
 
 def test_key_of_a_service_that_serves_with_it():

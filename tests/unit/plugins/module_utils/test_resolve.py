@@ -141,7 +141,7 @@ def test_classic_service():
             # These two say what restarts a service and what downloads its weights again: a change of the code that
             # changes them does so on every host, once.
             "stage_key": "f3511fcfb16806325f8a46f1d13d2c343d33d7be8df04510fa9316d0b2f2f5c7",
-            "config_hash": "05c355036e90409151be10047aab83f87a3812b08bd149124b63b25b2999f5f5",
+            "config_hash": "8c95d94611e9d38cda2997d69715e51c2d41e343780b2ae232d4148f3cab03a7",
         }
     ]
 

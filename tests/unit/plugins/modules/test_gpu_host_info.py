@@ -18,7 +18,7 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _survey, _system
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _survey, _system
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import gpu_host_info
 
@@ -1007,3 +1007,109 @@ def test_disks_are_those_of_the_nearest_parent(call, tmp_path):
         assert disks[path]["read_only"] is False
     assert disks["/"]["mount"] == "/"
     assert disks["/proc/self"]["mount"] == "/proc"
+
+
+# -- what does not answer ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Nobody has time."""
+    monkeypatch.setattr(_command, "SECONDS", {})
+    monkeypatch.setattr(_command, "USUAL_SECONDS", 0.5)
+    monkeypatch.setattr(gpu_host_info, "FILE_SYSTEM_SECONDS", 0.5)
+    monkeypatch.setattr(gpu_host_info, "HELPER_SECONDS", 0.5)
+
+
+def hang(machine, name, pid="pid"):
+    """A program that sleeps in the kernel, as far as a shell can."""
+    script = machine.bin / name
+    script.write_text(f"#!/bin/sh\ntrap '' TERM\necho $$ > {machine.root}/{pid}\nwhile :; do /bin/sleep 1; done\n")
+    script.chmod(0o755)
+
+
+def test_nvidia_smi_that_hangs(call, deployed, hasty):
+    hang(deployed, "nvidia-smi")
+    began = time.monotonic()
+    result = call()
+    assert time.monotonic() - began < 20
+    told = "nvidia-smi did not answer within 0.5 s and was ended. Next: dmesg | grep -i -e nvrm -e xid"
+    assert result["driver"]["error"].startswith(told) and result["gpus"] == []
+    (item,) = result["unanswered"]
+    assert item["program"] == "nvidia-smi" and item["message"].startswith(told)
+    # All else is known.
+    assert result["engine"]["active"] and result["services"]["llama"]["container"]["running"]
+    assert not pathlib.Path(f"/proc/{(deployed.root / 'pid').read_text().strip()}").exists()
+
+
+def test_docker_that_hangs_is_asked_once(call, deployed, hasty):
+    hang(deployed, "docker")
+    began = time.monotonic()
+    result = call()
+    assert time.monotonic() - began < 20
+    (item,) = result["unanswered"]
+    assert item["message"].startswith("docker info did not answer within 0.5 s and was ended. Next: systemctl status docker")
+
+
+@pytest.mark.parametrize("name", ["systemctl", "dpkg-query", "modinfo"])
+def test_other_programs_that_hang(call, deployed, hasty, name):
+    hang(deployed, name)
+    assert [item["program"] for item in call()["unanswered"]] == [name]
+
+
+def test_credential_helper_that_hangs_is_no_fault_of_the_host(call, deployed, hasty):
+    deployed.write("/root/.docker/config.json", json.dumps({"credHelpers": {"nvcr.io": "vault"}}))
+    hang(deployed, "docker-credential-vault")
+    result = call()
+    assert (result["unanswered"], result["engine"]["logins"]) == ([], {})
+
+
+def test_decisions_are_not_made_from_a_part(deployed, machine, capsys, hasty):
+    hang(deployed, "nvidia-smi")
+    with patch_module_args({"strict": True, "paths": [], "_ansible_check_mode": False}), pytest.raises(SystemExit):
+        gpu_host_info.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"] and "and nothing is decided from a part: nvidia-smi did not answer within 0.5 s" in result["msg"]
+
+
+def test_a_whole_host_is_read_strictly(call, deployed):
+    assert call(strict=True)["unanswered"] == []
+
+
+def test_file_system_that_does_not_answer(call, deployed, hasty, monkeypatch):
+    """As NFS whose server is gone: nobody comes back who looks there."""
+    dead = str(deployed.root / "mnt/dead")
+    deployed.write("/staged/phi.json", json.dumps({"path": f"{dead}/phi", "key": "1", "image_reference": f"{IMAGE}@{DIGEST}"}))
+    deployed.write("/state/phi.json", json.dumps({"name": "phi"}))
+    deployed.write("/proc/mounts", f"/dev/sda1 / ext4 rw 0 0\n10.0.0.5:/nim {dead} nfs4 rw,hard 0 0\n")
+    real = {name: getattr(os, name) for name in ("stat", "statvfs", "lstat")}
+
+    def sleepy(name):
+        def look(path, *args, **options):
+            if str(path).startswith(dead):
+                time.sleep(1234)
+            return real[name](path, *args, **options)
+
+        return look
+
+    for name in real:
+        monkeypatch.setattr(os, name, sleepy(name))
+    began = time.monotonic()
+    result = call(paths=[f"{dead}/images", str(deployed.root)])
+    assert time.monotonic() - began < 30
+    assert result["disks"][f"{dead}/images"] is None and result["disks"][str(deployed.root)]["free"] > 0
+    assert result["services"]["phi"]["cache"] is None and result["services"]["llama"]["cache"]["staged"]
+    # One mount is told once, however many lie on it.
+    (item,) = result["unanswered"]
+    assert item["program"] == "file system"
+    assert item["message"].startswith(
+        f"the file system of {dead}/images (10.0.0.5:/nim on {dead}, nfs4) did not answer within 0.5 s. Next: cat /proc/mounts"
+    )
+
+
+def test_cache_root_that_does_not_answer(call, deployed, hasty, monkeypatch):
+    root = str(deployed.root / "cache")
+    real = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: time.sleep(1234) if str(path).startswith(root) else real(path))
+    result = call()
+    assert "llama" in result["services"] and len(result["unanswered"]) == 1
