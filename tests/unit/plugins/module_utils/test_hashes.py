@@ -69,6 +69,8 @@ ROWS = {
 }
 #: First digits of config_hash, stage_key and share_key of each, as they were recorded by units of this form.
 FORMAT = 2
+#: Since then: 3 gives the wait before a start the NVIDIA devices.
+NOW = 3
 RECORDED = {
     "classic": ("05c355036e904091", "f3511fcfb1680632", "2f1c32b8679bab10"),
     "podman": ("7613005b6a0a9f66", "f3511fcfb1680632", "2f1c32b8679bab10"),
@@ -95,4 +97,4 @@ def test_hashes_are_those_that_hosts_have_recorded(row, monkeypatch):
 
 def test_the_form_of_units_is_the_one_that_hosts_have_recorded():
     """Raised on purpose only: it restarts every service once."""
-    assert _resolve.UNIT_FORMAT == FORMAT
+    assert _resolve.UNIT_FORMAT == NOW
