@@ -338,7 +338,7 @@ class Stage:
         self.deadline = min(self.timeout, now + (module.params["max_wait"] or float("inf")))
         self.changed = False
         #: Whether this wait begins here: what ended before may be of an earlier play, and long ago.
-        self.first = not module.params["resume"]
+        self.first = not (module.params["resume"] or {}).get("time")
         self.phase, self.detail, self.last_log = "directory", "", ""
         #: Size of the cache at the end of this slice.
         self.reached = 0
@@ -740,6 +740,14 @@ class Stage:
         """The unit that brings the weights."""
         return f"nim-stage-{self.params['name']}.service"
 
+    def pulling_unit(self) -> str:
+        """The unit that pulls the image."""
+        return f"nim-pull-{self.params['name']}.service"
+
+    def pulling(self) -> str:
+        """What it does, in words."""
+        return f"pull of {self.params['image']}"
+
     def staging(self) -> str:
         """How the weights come, in words."""
         name, source = self.params["name"], self.params["source"]
@@ -764,9 +772,8 @@ class Stage:
                 "image_missing",
                 command=f"{self.params['engine']} load --input ARCHIVE",
             )
-        unit = f"nim-pull-{self.params['name']}.service"
+        unit, what = self.pulling_unit(), self.pulling()
         argv = _staging.pull_command(self.engine, self.params["image"])
-        what = f"pull of {self.params['image']}"
         if self.first and self.ended(unit, what) and self.inspect() is None:
             # An earlier play had it pulled, and it has been removed since.
             self.forget(unit)
@@ -843,6 +850,9 @@ class Stage:
                     "image_missing",
                     command=f"{self.params['engine']} pull {self.params['image']}",
                 )
+        elif not self.first and self.ended(self.pulling_unit(), self.pulling()):
+            # It ended between two slices of this wait; nobody would look at it any more.
+            self.forget(self.pulling_unit())
         problem = _staging.contract_problem(self.params["contract"], image)
         if problem:
             self.fail(

@@ -482,14 +482,24 @@ def test_a_pull_that_ended_unseen_is_believed_where_its_image_is(lab, call):
     assert lab.started() == [STAGE]
 
 
-def test_a_pull_that_ended_unseen_is_not_believed_where_its_image_was_removed(lab, call):
+@pytest.mark.parametrize("resume", [None, {"elapsed": 0.0}, {"elapsed": 1.5}], ids=["alone", "first", "first-and-late"])
+def test_a_pull_that_ended_unseen_is_not_believed_where_its_image_was_removed(lab, call, resume):
+    """The action plugin tells the time that has passed with its first call, too."""
     lab.unit(PULL, LONG_AGO, there=PULLING)
     lab.unit(PULL, RUNNING, EXITED)
     lab.unit(STAGE, EXITED)
     # Only the second pull brings it.
     lab.pulled_by(2)
-    assert call()["phase"] == "done"
+    assert call(resume=resume)["phase"] == "done"
     assert lab.started() == [PULL, STAGE]
+
+
+def test_a_pull_that_ends_between_two_slices_leaves_no_unit(lab, call):
+    lab.image()
+    lab.unit(PULL, EXITED, there=PULLING)
+    lab.unit(STAGE, EXITED)
+    call(resume={"elapsed": 5.0, "bytes": 0, "time": time.time()})
+    assert ["systemctl", "stop", PULL] in lab.commands() and lab.started() == [STAGE]
 
 
 def changed_nothing(_lab):
