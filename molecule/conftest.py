@@ -108,7 +108,7 @@ def ask(hostname: str, prompt: str = "Say hello.", **body: Any) -> dict[str, Any
     return result
 
 
-def eventually(check: Callable[[], Any], seconds: float = 60) -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 180) -> Any:
     """What CHECK returns once it neither raises nor returns something false; the last error after SECONDS."""
     deadline = time.monotonic() + seconds
     while True:

@@ -26,7 +26,8 @@ def transient_unit(
     standard input, ENV_FILE has variables for it: systemd has read both when systemd-run returns (Type=exec).
     """
     command = ["systemd-run", "--quiet", f"--unit={name}", f"--description={description}"]
-    properties = ["Type=exec", "RemainAfterExit=yes", "KillMode=mixed", "Environment=HOME=/root"]
+    # What it says is read: in the language of the host, which its units get, "No space left on device" is another sentence.
+    properties = ["Type=exec", "RemainAfterExit=yes", "KillMode=mixed", "Environment=HOME=/root LC_ALL=C"]
     if key_file:
         properties.append(f"StandardInput=file:{key_file}")
     if env_file:

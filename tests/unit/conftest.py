@@ -6,12 +6,20 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import subprocess
+import sys
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from ansible.module_utils.common import warnings
 from ansible_collections.baremetal.nim.tests.unit.serving import reserved
 from hypothesis import settings
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import worlds
 
 STRANGE = (
     *("ANSIBLE_FORCE_", "ANSIBLE_STDOUT_", "ANSIBLE_CALLBACKS_", "ANSIBLE_INVENTORY", "ANSIBLE_VAULT_", "ANSIBLE_VERBOSITY"),
@@ -22,9 +30,24 @@ STRANGE = (
 for name in list(os.environ):
     if name.lower().endswith("_proxy") or name.startswith(STRANGE):
         del os.environ[name]
+OURS = dict(os.environ)
 # The same cases in every run, however slow the machine.
 settings.register_profile("unit", database=None, deadline=None, derandomize=True)
 settings.load_profile("unit")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Have nobody run what is not for root."""
+    if pyfuncitem.get_closest_marker("not_root") is None or os.geteuid() != 0:
+        return None
+    # The test's own fixtures may have changed it.
+    with mock.patch.dict(os.environ, OURS, clear=True):
+        if reason := worlds.impossible("nobody"):
+            pytest.skip(f"root may do that, and nobody cannot run tests here: {reason}")
+        done = worlds.enter("nobody", [sys.executable, "-m", "pytest", "-q", pyfuncitem.nodeid], subprocess.PIPE)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -112,7 +112,7 @@ def test_stops_cleanly(host, name):
 
 def test_comes_back_after_a_reboot(host, name):
     vendor_call("DELETE")
-    machine(name).restart(timeout=60)
+    machine(name).restart(timeout=180)
     eventually(lambda: host.run("true").rc == 0)
     eventually(lambda: ask(name), 90)
     assert weight_requests() == 0, "a reboot loads the weights from the cache"

@@ -229,12 +229,12 @@ def test_killed_and_run_again(host, at, delay):
 def test_pain_22_nouveau_needs_a_reboot_and_says_so(host):
     host.check_output("touch /opt/lab-driver/nouveau")
     host.check_output("rm -f /etc/modprobe.d/baremetal-nim-nouveau.conf")
-    machine(HOST).restart(timeout=60)
+    machine(HOST).restart(timeout=180)
     eventually(lambda: host.run("true").rc == 0)
     run = site()
     assert run.returncode == 2 and "nouveau" in run.stdout and "nvidia_driver_reboot_allowed" in run.stdout, run.stdout
     assert host.file("/etc/modprobe.d/baremetal-nim-nouveau.conf").exists
-    machine(HOST).restart(timeout=60)
+    machine(HOST).restart(timeout=180)
     eventually(lambda: host.run("true").rc == 0)
     converges()
     host.check_output("rm /opt/lab-driver/nouveau")

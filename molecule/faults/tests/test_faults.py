@@ -32,6 +32,8 @@ from conftest import (
 )
 
 HOST = "gpu01"
+#: Seconds of what nothing ends early.
+LONG = 1200
 
 
 def deploy(**changes):
@@ -71,12 +73,13 @@ def snapshot(host):
     ],
 )
 def test_fault_is_named_within_seconds(host, fault, failure_class, evidence):
-    code, output, seconds = deploy(env={"NIM_LAB_FAULT": fault}, start_timeout=20)
+    # What is named early is named long before the time of a start is over, however busy this machine is.
+    code, output, seconds = deploy(env={"NIM_LAB_FAULT": fault}, start_timeout=20 if fault == "never_ready" else LONG)
     assert code != 0, output
     assert f'"failure_class": "{failure_class}"' in output, output
     assert evidence in output, output
     assert "Next:" in output or '"next_command": "' in output, output
-    assert seconds < 30, f"{seconds:.0f} s until the verdict\n{output}"
+    assert seconds < LONG / 2, f"{seconds:.0f} s until the verdict\n{output}"
 
 
 def test_a_proxy_that_keeps_streams_back_is_found_and_the_start_is_told_in_words(host):
@@ -95,7 +98,8 @@ def test_a_good_configuration_heals_what_a_bad_one_broke(host):
 
 
 def test_slow_shutdown_is_bounded_and_told(host):
-    code, output, _seconds = deploy(env={"NIM_LAB_FAULT": "slow_shutdown"}, stop_timeout=4)
+    env = {"NIM_LAB_FAULT": "slow_shutdown", "NIM_LAB_SHUTDOWN_SECONDS": str(LONG)}
+    code, output, _seconds = deploy(env=env, stop_timeout=4)
     assert code == 0, output
     started = time.monotonic()
     code, output, _seconds = deploy()
@@ -105,7 +109,7 @@ def test_slow_shutdown_is_bounded_and_told(host):
         "podman": "failed to stop container nim-llama in 4 seconds, resorting to SIGKILL",
     }
     assert "slow_shutdown: gpu01: " in output and told[ENGINE] in output, output
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < LONG / 2
     assert ask(HOST)
 
 
@@ -124,11 +128,11 @@ def test_watchdog_restarts_what_is_dead_behind_a_green_health(host):
     assert container_id(host) == before
 
     in_container(host, "touch /tmp/lab-kill-engine")
-    told = eventually(lambda: (said := look()) * ("restarting (1 of 3 in an hour)" in said), 30)
+    told = eventually(lambda: (said := look()) * ("restarting (1 of 3 in an hour)" in said))
     assert "nim-llama: dead_engine: HTTP 500 from POST /v1/chat/completions (Engine loop is not running." in told
     assert told.index("failure 1 of 2") < told.index("restarting"), told
     eventually(lambda: ask(HOST))
-    eventually(lambda: "nim-llama: answers again" in look(), 30)
+    eventually(lambda: "nim-llama: answers again" in look())
     assert container_id(host) != before
 
     code, output, _seconds = deploy(watchdog=False)
@@ -182,9 +186,15 @@ def test_package_manager_at_work_is_waited_for_by_who_changes_the_host(host):
     try:
         asked = play("status", limit=HOST)
         assert asked.returncode == 0 and "RETRYING" not in asked.stdout, asked.stdout
-        host.check_output("systemd-run --quiet --collect --on-active=15 systemctl stop updates")
-        run = play("preflight", limit=HOST)
-        assert run.returncode == 0 and "RETRYING" in run.stdout, run.stdout
+        lines = []
+        with subprocess.Popen(
+            play_command("preflight", limit=HOST), cwd=ROOT, env=play_environment(), stdout=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stdout:
+                lines.append(line)
+                if "RETRYING" in line:
+                    host.run("systemctl stop updates")
+        assert process.returncode == 0 and any("RETRYING" in line for line in lines), "".join(lines)
     finally:
         host.run("systemctl stop updates")
 

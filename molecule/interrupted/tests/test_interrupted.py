@@ -108,7 +108,7 @@ def test_killed_while_a_change_is_deployed(host, at, delay):
 def test_host_that_reboots_during_a_play(host):
     changes = {"env": {"LAB_TEST": "reboot"}}
     site_and_kill("service | Write the files of llama", 0.5, **changes)
-    machine(HOST).restart(timeout=60)
+    machine(HOST).restart(timeout=180)
     eventually(lambda: host.run("true").rc == 0)
     converges(**changes)
     assert lab.LAB_KEY not in host.check_output("ls -la /run/nim 2>/dev/null; cat /run/nim/* 2>/dev/null; true")

@@ -139,7 +139,7 @@ def test_failed_upgrade_comes_back(host, fault):
 
 
 def test_comes_back_after_a_reboot(host):
-    machine(HOST).restart(timeout=60)
+    machine(HOST).restart(timeout=180)
     eventually(lambda: host.run("true").rc == 0)
     eventually(lambda: ask(HOST), 90)
     assert host.service("nim-llama").is_running and host.service("nim-watchdog@llama.timer").is_running

@@ -169,7 +169,7 @@ def test_transient_unit(key_file, properties):
         "--property=Type=exec",
         "--property=RemainAfterExit=yes",
         "--property=KillMode=mixed",
-        "--property=Environment=HOME=/root",
+        "--property=Environment=HOME=/root LC_ALL=C",
         *properties,
         "--",
         DOCKER,

@@ -893,7 +893,7 @@ def test_write_test_is_made_as_the_images_user(lab, fail):
     assert lab.started() == []
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+@pytest.mark.not_root
 def test_write_test_finds_a_directory_that_refuses(lab, fail):
     lab.cache.mkdir(parents=True, mode=0o555)
     result = fail()
@@ -901,7 +901,7 @@ def test_write_test_finds_a_directory_that_refuses(lab, fail):
     assert f"cannot write to cache {lab.cache}: Permission denied." in result["msg"]
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may give directories away")
+@pytest.mark.not_root
 def test_user_cannot_give_the_cache_away(lab, fail):
     result = fail(uid=0, gid=0)
     assert result["failure_class"] == "cache_permission"
