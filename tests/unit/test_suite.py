@@ -140,3 +140,10 @@ def test_plan_gives_each_scenario_a_lab_of_its_own_and_what_it_needs():
     assert jobs["converge"].after == jobs["vllm-image"].after == ("images",) and not jobs["lint"].after
     assert [item.name for item in suite.plan(["lint"])] == ["lint"]
     assert [item.name for item in suite.plan(["default"])] == ["images", "default"]
+
+
+def test_what_the_next_ansible_core_refuses_is_a_failure():
+    passed, results = run(
+        [job("old", "echo '[DEPRECATION WARNING]: Importing x is deprecated.'; echo 1 passed in 2 s")]
+    )
+    assert not passed and results == {"old": "FAILED (deprecated)"}
