@@ -24,7 +24,7 @@ GB = 10**9
 CHECKS = (
     "os", "architecture", "package_manager", "systemd", "python", "memory", "clock", "disk", "port", "gpu_missing", "nvidia_smi",
     "gpu_in_use", "gpu_memory", "secure_boot", "kernel_headers", "kernel_pending", "mixed_origins", "duplicate_sources",
-    "signed_by", "docker_version", "podman_version", "driver_branch", "driver",
+    "signed_by", "docker_version", "podman_version", "driver_branch", "driver", "login_uid",
 )  # fmt: skip
 PACKAGE_MANAGERS = ("apt", "dnf")
 #: Units of NVIDIA's that hold GPUs and are stopped for a change of the driver, or end by themselves.
@@ -494,6 +494,26 @@ def _ports(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[Prob
     return problems
 
 
+def _logins(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[Problem]:
+    """Users of the host who are to its kernel the same as those of containers."""
+    problems = []
+    same: dict[int, list[str]] = {}
+    for service in services:
+        if service["state"] == "present" and service.get("uid"):
+            same.setdefault(service["uid"], []).append(service["name"])
+    for uid, names in same.items():
+        user = (host.get("users") or {}).get(str(uid)) or {}
+        if user.get("logs_in"):
+            told = (
+                f"uid {uid}, as which the containers of {', '.join(names)} run, is also that of {user['name']}, who logs in to this host"
+                f" ({user['shell']}), wanted nobody's: {user['name']} can read their environment in /proc, with the key in it while weights are"
+                " staged and where a service says key_at_runtime, and can change their caches. Give the user another uid, or, with Podman, the"
+                " containers others by userns: true."
+            )
+            problems.append(_problem("login_uid", told, "warning"))
+    return problems
+
+
 def _downgraded(problems: Iterable[Problem], asked: str | Iterable[str]) -> list[Problem]:
     """Problems with those warnings that are asked to be; a name that is none is a problem itself."""
     # On a command line a list is a text.
@@ -570,5 +590,6 @@ def preflight_problems(
         *_engines(host, wanted),
         *_resources(host, wanted, installs),
         *_ports(host, services),
+        *_logins(host, services),
     ]
     return _downgraded(problems, wanted.get("warn_only") or [])

@@ -47,6 +47,12 @@ options:
     type: list
     elements: path
     default: []
+  uids:
+    description:
+      - Numbers of users that are looked up.
+    type: list
+    elements: int
+    default: [1000]
   cache_root:
     description:
       - Directory that holds one model cache per service.
@@ -389,6 +395,11 @@ native_images:
   type: list
   elements: str
   returned: always
+users:
+  description: By number of those of O(uids) that the host knows, the C(name) of the user, the C(shell), and whether it C(logs_in).
+  type: dict
+  returned: always
+  sample: {"1000": {"name": "ubuntu", "shell": "/bin/bash", "logs_in": true}}
 lock:
   description:
     - The lease of the run that changes the host now (C(holder), V(null) when nobody does), what the C(last) run that did is known by, and
@@ -412,6 +423,7 @@ import hashlib
 import json
 import os
 import platform
+import pwd
 import re
 import socket
 import time
@@ -441,6 +453,8 @@ UNIT_PROPERTIES = (
 HELPER_SECONDS = 15
 #: Seconds that a file system may take to say how it is.
 FILE_SYSTEM_SECONDS = 20
+#: What users have for a shell who are not to log in.
+NO_SHELLS = ("nologin", "false", "sync", "shutdown", "halt", "git-shell")
 #: Packages that are looked at whatever is asked for.
 TOOLKIT_PACKAGES = ("nvidia-container-toolkit", "nvidia-container-toolkit-base")
 OWN_PACKAGES = (*TOOLKIT_PACKAGES, "podman", "needrestart", "unattended-upgrades")
@@ -489,6 +503,22 @@ class HostReader:
             "kernel": platform.release(),
             "package_manager": next(managers, None),
         }
+
+    def users(self) -> dict[str, Any]:
+        """Users by their numbers, wherever the host knows them from."""
+        found = {}
+        for uid in self.params["uids"]:
+            try:
+                user = pwd.getpwuid(uid)
+            except (KeyError, OverflowError):
+                continue
+            shell = user.pw_shell or "/bin/sh"
+            found[str(uid)] = {
+                "name": user.pw_name,
+                "shell": shell,
+                "logs_in": os.path.basename(shell) not in NO_SHELLS,
+            }
+        return found
 
     def python(self) -> dict[str, Any]:
         """Interpreter and importable libraries."""
@@ -867,6 +897,7 @@ class HostReader:
             "podman": {"version": podman} if podman else None,
             "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
+            "users": self.users(),
             "lock": lock,
             "images": images,
             "native_images": sorted(native),
@@ -885,6 +916,7 @@ def main() -> None:
             "paths": {"type": "list", "elements": "path", "default": ["/var/lib/docker", "/var/lib/nim"]},
             "packages": {"type": "list", "elements": "str", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},
+            "uids": {"type": "list", "elements": "int", "default": [1000]},
             "cache_root": {"type": "path", "default": "/var/lib/nim/cache"},
             "state_dir": {"type": "path", "default": "/var/lib/nim/services"},
             "staged_dir": {"type": "path", "default": "/var/lib/nim/staged"},

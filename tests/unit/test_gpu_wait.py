@@ -156,7 +156,11 @@ def test_parts_of_a_gpu_have_no_list_of_their_own(wait, gpu):
 
 def test_a_host_without_nvidia_smi(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "60", "0"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), "60", "0"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0
     assert done.stderr.startswith("nvidia-smi cannot be run (No such file or directory), so it is not known whether")

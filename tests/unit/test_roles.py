@@ -45,6 +45,7 @@ MAGIC = {
     "ansible_managed",
     "ansible_parent_role_names",
     "ansible_parent_role_paths",
+    "ansible_pipelining",
     "ansible_play_batch",
     "ansible_play_hosts",
     "ansible_play_hosts_all",

@@ -28,7 +28,12 @@ def stranger(host):
     def start(mebibytes):
         code = "import os, time; os.open('/dev/nvidia0', os.O_PATH); time.sleep(3600)"
         host.check_output(f'systemd-run --unit=training --setenv=LAB_GPU_MIB={mebibytes} /usr/bin/python3 -c "{code}"')
-        eventually(lambda: f"python3, {mebibytes} MiB" in host.check_output("nvidia-smi --query-compute-apps=process_name,used_memory --format=csv"))
+        eventually(
+            lambda: (
+                f"python3, {mebibytes} MiB"
+                in host.check_output("nvidia-smi --query-compute-apps=process_name,used_memory --format=csv")
+            )
+        )
 
     yield start
     host.run("systemctl stop training")
@@ -92,7 +97,12 @@ def test_a_gpu_that_others_fill_is_refused_unless_nothing_is_started(host, stran
     stranger(FILLED)
     run = play("preflight", limit=HOST, extra=changed)
     assert run.returncode != 0, run.stdout
-    for words in ("service llama: GPU 0 has 18768 of 143771 MiB left, wanted 129393 MiB", "python3 (pid ", "training.service, 125003 MiB)", "Next: ps -fp "):
+    for words in (
+        "service llama: GPU 0 has 18768 of 143771 MiB left, wanted 129393 MiB",
+        "python3 (pid ",
+        "training.service, 125003 MiB)",
+        "Next: ps -fp ",
+    ):
         assert words in run.stdout, run.stdout
     # What runs as it is wanted is left alone.
     run = play("preflight", limit=HOST, extra={"nim_services": [service(HOST)]})

@@ -102,7 +102,7 @@ def test_services_are_refused_by_name_unless_they_go():
         ({"LoadState": "loaded", "Transient": "yes", "FragmentPath": "/run/systemd/transient/nim-share.service"}, ""),
         # What an old systemd does not tell.
         ({"LoadState": "loaded"}, ""),
-        ({"LoadState": "loaded", "Transient": "no", "FragmentPath": "/etc/systemd/system/nim-share.service"}, "/etc/systemd/system/nim-share.service"),
+        ({"LoadState": "loaded", "Transient": "no", "FragmentPath": "/etc/systemd/x.service"}, "/etc/systemd/x.service"),
         ({"LoadState": "masked", "Transient": "no", "FragmentPath": ""}, "no file"),
     ],
 )  # fmt: skip

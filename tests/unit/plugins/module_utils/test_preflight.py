@@ -819,3 +819,42 @@ def test_port_of_a_service_whose_container_is_between_two_lives(process, now, pr
         services={"llama": {"container": None, **now}},
     )
     assert len(preflight_problems(seen, WANTED, [LLAMA])) == problems
+
+
+# -- users that are the same as those of containers ------------------------------------------------------------------------
+
+UBUNTU = {"1000": {"name": "ubuntu", "shell": "/bin/bash", "logs_in": True}}
+
+
+def logins(users, *services, **wanted):
+    """What is said of users who log in."""
+    found = _preflight.preflight_problems(host(users=users), {**WANTED, **wanted}, list(services))
+    found = [problem for problem in found if problem["check"] == "login_uid"]
+    assert all(problem["severity"] == "warning" for problem in found)
+    return [problem["message"] for problem in found]
+
+
+def test_login_with_the_number_of_containers_is_told_once():
+    one, two = {**LLAMA, "uid": 1000}, {**LLAMA, "name": "embed", "port": 8001, "uid": 1000}
+    (told,) = logins(UBUNTU, one, two)
+    assert told.startswith(
+        "uid 1000, as which the containers of llama, embed run, is also that of ubuntu, who logs in to this host (/bin/bash)"
+    )
+    assert (
+        "with the key in it while weights are staged and where a service says key_at_runtime" in told
+        and "userns: true" in told
+    )
+
+
+@pytest.mark.parametrize(
+    ("users", "service"),
+    [
+        pytest.param({}, {"uid": 1000}, id="nobody has it"),
+        pytest.param({"1000": {"name": "nim", "shell": "/usr/sbin/nologin", "logs_in": False}}, {"uid": 1000}, id="nobody logs in"),
+        pytest.param(UBUNTU, {"uid": 1001}, id="another number"),
+        pytest.param({"0": {"name": "root", "shell": "/bin/bash", "logs_in": True}}, {"uid": 0}, id="root reads everything anyway"),
+        pytest.param(UBUNTU, {"uid": 1000, "state": "absent"}, id="a service that goes"),
+    ],
+)  # fmt: skip
+def test_login_that_is_nobodys(users, service):
+    assert logins(users, {**LLAMA, **service}) == []

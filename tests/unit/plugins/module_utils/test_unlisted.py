@@ -44,10 +44,11 @@ def problems(*specs, **host):
 
 
 def test_a_renamed_service_is_refused_with_the_line_that_cures_it():
-    assert problems(CHAT, llama=LLAMA) == [
+    (problem,) = problems(CHAT, llama=LLAMA)
+    assert problem == (
         "service chat: port 8000 and GPU 0 are also of nim-llama.service, which runs on this host and is not in nim_services;"
         f" {CURE}; else list it as it is, and give one of them another port or other GPUs."
-    ]
+    )
 
 
 def test_the_line_cures_it():
@@ -100,10 +101,11 @@ def test_a_service_that_says_how_many_gets_none_that_another_has():
 
 def test_what_comes_back_with_the_next_boot_is_told():
     (chat,) = resolve(CHAT, llama=left({"unit": {"active": "inactive"}, "container": None}))
-    assert chat["notes"] == [
+    (note,) = chat["notes"]
+    assert note == (
         "service chat: port 8000 and GPU 0 are also of nim-llama.service, which is not in nim_services and comes back with the next boot;"
         f" {CURE}; else list it as it is, and give one of them another port or other GPUs."
-    ]
+    )
 
 
 def test_a_process_tells_whose_a_gpu_is():

@@ -14,11 +14,12 @@ import platform
 import shutil
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _command, _survey, _system
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _lease, _survey, _system
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import gpu_host_info
 
@@ -1048,7 +1049,9 @@ def test_docker_that_hangs_is_asked_once(call, deployed, hasty):
     result = call()
     assert time.monotonic() - began < 20
     (item,) = result["unanswered"]
-    assert item["message"].startswith("docker info did not answer within 0.5 s and was ended. Next: systemctl status docker")
+    assert item["message"].startswith(
+        "docker info did not answer within 0.5 s and was ended. Next: systemctl status docker"
+    )
 
 
 @pytest.mark.parametrize("name", ["systemctl", "dpkg-query", "modinfo"])
@@ -1069,7 +1072,10 @@ def test_decisions_are_not_made_from_a_part(deployed, machine, capsys, hasty):
     with patch_module_args({"strict": True, "paths": [], "_ansible_check_mode": False}), pytest.raises(SystemExit):
         gpu_host_info.main()
     result = json.loads(capsys.readouterr().out)
-    assert result["failed"] and "and nothing is decided from a part: nvidia-smi did not answer within 0.5 s" in result["msg"]
+    assert (
+        result["failed"]
+        and "and nothing is decided from a part: nvidia-smi did not answer within 0.5 s" in result["msg"]
+    )
 
 
 def test_a_whole_host_is_read_strictly(call, deployed):
@@ -1079,7 +1085,9 @@ def test_a_whole_host_is_read_strictly(call, deployed):
 def test_file_system_that_does_not_answer(call, deployed, hasty, monkeypatch):
     """As NFS whose server is gone: nobody comes back who looks there."""
     dead = str(deployed.root / "mnt/dead")
-    deployed.write("/staged/phi.json", json.dumps({"path": f"{dead}/phi", "key": "1", "image_reference": f"{IMAGE}@{DIGEST}"}))
+    deployed.write(
+        "/staged/phi.json", json.dumps({"path": f"{dead}/phi", "key": "1", "image_reference": f"{IMAGE}@{DIGEST}"})
+    )
     deployed.write("/state/phi.json", json.dumps({"name": "phi"}))
     deployed.write("/proc/mounts", f"/dev/sda1 / ext4 rw 0 0\n10.0.0.5:/nim {dead} nfs4 rw,hard 0 0\n")
     real = {name: getattr(os, name) for name in ("stat", "statvfs", "lstat")}
@@ -1113,3 +1121,36 @@ def test_cache_root_that_does_not_answer(call, deployed, hasty, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: time.sleep(1234) if str(path).startswith(root) else real(path))
     result = call()
     assert "llama" in result["services"] and len(result["unanswered"]) == 1
+
+
+# -- users and leases --------------------------------------------------------------------------------------------------
+
+
+def user(name, shell):
+    return SimpleNamespace(pw_name=name, pw_shell=shell)
+
+
+def test_users_by_their_numbers(call, monkeypatch):
+    known = {1000: user("ubuntu", "/bin/bash"), 1001: user("nim", "/usr/sbin/nologin"), 1002: user("old", "")}
+
+    def look_up(uid):
+        if uid > 2**32:
+            raise OverflowError
+        return known[uid]
+
+    monkeypatch.setattr(gpu_host_info.pwd, "getpwuid", look_up)
+    assert call()["users"] == {"1000": {"name": "ubuntu", "shell": "/bin/bash", "logs_in": True}}
+    assert call(uids=[1001, 1002, 7, 2**40])["users"] == {
+        "1001": {"name": "nim", "shell": "/usr/sbin/nologin", "logs_in": False},
+        "1002": {"name": "old", "shell": "/bin/sh", "logs_in": True},
+    }
+
+
+def test_who_changes_the_host(machine, call):
+    seen = call()["lock"]
+    assert (seen["holder"], seen["last"]) == (None, "") and seen["boot"] and seen["at"] > 0
+    leases = _lease.Leases(str(machine.root / "run/nim/lock.d"))
+    held, _before = leases.take({"run": "a" * 16, "name": "gpu01", "user": "alice"}, 60, [], (), ())
+    seen = call()["lock"]
+    assert (seen["holder"]["user"], seen["last"]) == ("alice", held["token"])
+    assert seen["at"] >= seen["holder"]["taken"]
