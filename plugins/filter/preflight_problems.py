@@ -23,6 +23,8 @@ options:
       - C(supported_systems), C(architectures), C(min_systemd), C(min_python), C(min_memory_gb), C(max_clock_skew) in
         seconds, C(driver_plan), the result of P(baremetal.nim.driver_plan#filter), and C(disk_gb), a dictionary of paths to GB per
         new service.
+      - Optional are C(engine_plan), the result of P(baremetal.nim.engine_plan#filter), and C(transactions), those of
+        M(baremetal.nim.package_transaction) for what will be installed.
       - Optional are C(engine), C(docker_version), the version that will be installed, C(toolkit), a dictionary of C(version) and
         C(feature_flags) of the container toolkit, and C(warn_only), names of checks that only warn.
     type: dict

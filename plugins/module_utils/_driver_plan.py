@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _driver_data as data
-from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils import _repositories, _transaction
 from ansible_collections.baremetal.nim.plugins.module_utils._system import upstream_version
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, option_problems
 
@@ -726,11 +726,11 @@ def driver_plan(host: Host, wanted: Wanted, written: Mapping[str, Written] | Non
     return plan
 
 
-def _transaction(simulated: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Names of packages that would come and go, out of the lines of apt-get -s or the results of dnf."""
-    lines = [line.split() for line in str(simulated.get("stdout") or "").splitlines()]
-    installed = [line[1] for line in lines if line[:1] == ["Inst"] and len(line) > 1]
-    removed = [line[1] for line in lines if line[:1] == ["Remv"] and len(line) > 1]
+def _simulated(simulated: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of packages that would come, go and become older, out of the lines of apt-get -s or the results of dnf."""
+    found = _transaction.parse_apt(str(simulated.get("stdout") or ""))
+    installed = [*found["installed"], *found["upgraded"], *found["downgraded"]]
+    removed = [*found["removed"]]
     for result in simulated.get("results") or []:
         verb, _, package = str(result).partition(": ")
         # NAME-VERSION-RELEASE.ARCHITECTURE
@@ -738,7 +738,8 @@ def _transaction(simulated: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         if verb in ("Installed", "Removed"):
             (installed if verb == "Installed" else removed).append(name)
     # dnf counts the old version of what it upgrades as removed.
-    return installed, [name for name in removed if name not in installed]
+    gone = [name for name in removed if name not in installed]
+    return {"installed": installed, "removed": gone, "downgraded": [*found["downgraded"]]}
 
 
 def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
@@ -759,8 +760,8 @@ def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) 
             )
         ]
     problems = []
-    installed, removed = _transaction(simulated)
-    for words, names in (("install", installed), ("remove", removed)):
+    would = _simulated(simulated)
+    for words, names in (("install", would["installed"]), ("remove", would["removed"])):
         kernels = [name for name in names if _KERNEL.match(name)]
         if kernels:
             problems.append(
@@ -769,12 +770,20 @@ def transaction_problems(simulated: Mapping[str, Any], plan: Mapping[str, Any]) 
             )
     foreign = sorted(
         name
-        for name in removed
+        for name in would["removed"]
         if not (_FAMILY.match(name) or _KERNEL.match(name) or name.startswith("nvidia-driver-pinning"))
     )
     if foreign:
         problems.append(
             f"the transaction would remove {', '.join(foreign)}, wanted only packages of the driver;"
             " remove them yourself if they may go, or install what they need."
+        )
+    older = sorted(
+        name for name in would["downgraded"] if not (_FAMILY.match(name) or name.startswith("nvidia-driver-pinning"))
+    )
+    if older:
+        problems.append(
+            f"the transaction would downgrade {', '.join(older)}, wanted no package but the driver's older than it is;"
+            " choose a driver that goes with them."
         )
     return problems

@@ -192,7 +192,10 @@ def parse_systemctl_show(text: str) -> dict[str, dict[str, str]]:
     """``systemctl show`` of several units (blocks parted by empty lines) to properties by unit name."""
     units = {}
     for block in re.split(r"\n\s*\n", text.strip()):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        values: dict[str, str] = {}
+        for name, value in (line.split("=", 1) for line in block.splitlines() if "=" in line):
+            # Of what may be there several times, as EnvironmentFiles, each has a line.
+            values[name] = f"{values[name]}\n{value}" if values.get(name) else value
         if values.get("Id"):
             units[values["Id"]] = values
     return units
@@ -213,11 +216,20 @@ def parse_docker_info(text: str) -> dict[str, Any]:
     # An engine that does not answer leaves ServerVersion empty and tells why in ServerErrors.
     if not info.get("ServerVersion"):
         return {}
+    options = [str(option) for option in info.get("SecurityOptions") or []]
+    swarm = (info.get("Swarm") or {}).get("LocalNodeState") or "inactive"
     return {
         "version": info["ServerVersion"],
         "root_dir": info.get("DockerRootDir"),
         "live_restore": bool(info.get("LiveRestoreEnabled")),
         "cdi_spec_dirs": info.get("CDISpecDirs") or [],
+        "storage_driver": info.get("Driver"),
+        "snapshotter": any("io.containerd.snapshotter" in str(value) for _, value in info.get("DriverStatus") or []),
+        "cgroup_driver": info.get("CgroupDriver"),
+        # Whether users in containers are others outside of them.
+        "userns": "name=userns" in options,
+        "swarm": swarm != "inactive",
+        "containers_running": int(info.get("ContainersRunning") or 0),
     }
 
 

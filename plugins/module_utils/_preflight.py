@@ -15,6 +15,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _gpus,
     _occupancy,
     _toolkit_plan,
+    _transactions,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import CONTRACTS
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, near, option_problems
@@ -24,7 +25,8 @@ GB = 10**9
 CHECKS = (
     "os", "architecture", "package_manager", "systemd", "python", "memory", "clock", "disk", "port", "gpu_missing", "nvidia_smi",
     "gpu_in_use", "gpu_memory", "secure_boot", "kernel_headers", "kernel_pending", "mixed_origins", "duplicate_sources",
-    "signed_by", "docker_version", "podman_version", "driver_branch", "driver", "login_uid",
+    "signed_by", "docker_version", "podman_version", "driver_branch", "driver", "login_uid", "engine", "engine_restart",
+    "kubernetes_node", "transaction",
 )  # fmt: skip
 PACKAGE_MANAGERS = ("apt", "dnf")
 #: Units of NVIDIA's that hold GPUs and are stopped for a change of the driver, or end by themselves.
@@ -73,12 +75,6 @@ def _platform(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Proble
         told = (
             f"package manager is {manager or 'none that is known'}, wanted {' or '.join(PACKAGE_MANAGERS)};"
             " no role can install anything: use another system."
-        )
-        problems.append(_problem("package_manager", told))
-    elif manager != "apt" and wanted.get("engine") != "podman" and not host["engine"].get("installed"):
-        told = (
-            f"package manager is {manager} and Docker is not installed, wanted apt or an engine that is there: container_engine"
-            " installs with apt only. Install Docker by other means and leave that role out."
         )
         problems.append(_problem("package_manager", told))
     busy = host["package_state"].get("busy")
@@ -408,6 +404,18 @@ def _engines(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem
     return problems + _podman_cdi(host, wanted)
 
 
+def _packages(wanted: Mapping[str, Any]) -> list[Problem]:
+    """What stages would take away, as the package manager says."""
+    return [
+        _problem("transaction", text) for text in _transactions.transaction_problems(wanted.get("transactions") or {})
+    ]
+
+
+def _found_engine(wanted: Mapping[str, Any]) -> list[Problem]:
+    """What speaks against the engine that is there, or against bringing one."""
+    return [_problem(item["check"], item["message"]) for item in (wanted.get("engine_plan") or {}).get("problems", [])]
+
+
 def _podman_cdi(host: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
     """A Podman that does not read the toolkit's specifications."""
     problems = []
@@ -565,8 +573,9 @@ def preflight_problems(
     HOST is the result of gpu_host_info, SERVICES are resolved services, REQUIREMENTS those of nim_requirements. WANTED
     holds ``supported_systems``, ``architectures``, ``min_systemd``, ``min_python``, ``min_memory_gb``, ``max_clock_skew``
     (s), ``driver_plan`` (the result of driver_plan), ``disk_gb`` (path to GB per service that is not deployed yet) and, where they
-    are known, ``engine``, ``docker_version`` (to be installed), ``toolkit`` (``version``, ``feature_flags``) and ``warn_only`` (names
-    of checks). WRITTEN: how of it what is no text stands in a file.
+    are known, ``engine_plan`` (the result of engine_plan), ``transactions`` (simulated by package_transaction), ``engine``,
+    ``docker_version`` (to be installed), ``toolkit`` (``version``, ``feature_flags``) and ``warn_only`` (names of checks). WRITTEN: how
+    of it what is no text stands in a file.
     """
     silent = _unanswered(host)
     programs = {item["program"] for item in host.get("unanswered") or []}
@@ -588,6 +597,8 @@ def preflight_problems(
         *_mixed(host, plan),
         *_sources(host, plan),
         *_engines(host, wanted),
+        *_found_engine(wanted),
+        *_packages(wanted),
         *_resources(host, wanted, installs),
         *_ports(host, services),
         *_logins(host, services),

@@ -381,9 +381,21 @@ engine:
       Podman has no daemon - where it is installed, it is active.
     - C(logins) has, by registry, the SHA-256 of C(user:password) that root's configuration or its credential helper
       (C(credential_helpers), by registry) stores, to compare with and not to recover.
-    - Of Docker also C(root_dir), C(live_restore), C(cdi_spec_dirs), and whether daemon.json changed after the daemon started
-      (C(config_newer_than_daemon)).
+    - C(image_dir), where its images lie, or will.
+    - Of Docker also C(root_dir), C(live_restore), C(cdi_spec_dirs), C(storage_driver), C(snapshotter) (whether containerd keeps the images),
+      C(cgroup_driver), C(userns) (whether users are remapped), C(swarm), and whether daemon.json changed after the daemon started
+      (C(config_newer_than_daemon)). A daemon that does not run is not asked, as that would start it; C(installed_version) is then what
+      its program says, and C(error) why one that runs does not answer.
+    - Of Docker as it was found, whether there is a C(client), whether its C(unit) is loaded or C(masked), the process of a daemon that was
+      started C(by_hand), whether there is one in a C(snap), users whose daemon is C(rootless), its C(flags) with the C(path) of the file that
+      has each, its C(config) (C(path), C(error) where it is no JSON, C(keys), whether it is a C(link), and values of a few keys), and the
+      names of running containers of others that would end with the daemon (C(strangers)).
   type: dict
+  returned: always
+kubernetes:
+  description: Units that make this host a node of a Kubernetes cluster.
+  type: list
+  elements: str
   returned: always
 images:
   description:
@@ -436,6 +448,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _clock,
     _command,
     _credentials,
+    _docker,
     _host,
     _lease,
     _survey,
@@ -670,18 +683,36 @@ class HostReader:
         ids = self.run(engine, "ps", "-aq", "--no-trunc", "--filter", f"label={_host.SERVICE_LABEL}")[1].split()
         return self.run(engine, "inspect", *ids)[1] if ids else ""
 
-    def docker(self) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
+    def docker(self, units: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
         """Engine, what it tells of NIM containers, ids of local images by name, and the names of those of the contract native."""
-        installed = bool(self.module.get_bin_path("dockerd"))
+        installed, client = (bool(self.module.get_bin_path(name)) for name in ("dockerd", "docker"))
         engine: dict[str, Any] = {"installed": installed, "kind": "docker" if installed else None, "cdi": False}
-        if not engine["installed"] or not self.module.get_bin_path("docker"):
+        engine.update(_docker.look(self.survey, units), client=client, error=None, strangers=[])
+        if not installed:
             return engine, "", {}, []
-        info = _host.parse_docker_info(self.run("docker", "info", "--format", "{{json .}}")[1])
+        if (_docker.UNIT in units and not _docker.runs_by_unit(units)) or self.config_newer(
+            units.get(_docker.UNIT, {})
+        ):
+            # Nothing has proven the file yet.
+            engine["config"]["refused"] = _docker.refused_file(self.survey, units)
+        # To ask a daemon that does not run would start it where its socket listens.
+        runs = _docker.runs_by_unit(units) or _docker.process(self.survey, units) or _docker.UNIT not in units
+        info = {}
+        if runs and client:
+            _code, out, err = self.run("docker", "info", "--format", "{{json .}}")
+            info = _host.parse_docker_info(out)
+            engine["error"] = None if info else _docker.reason(out, err)
+        if not info:
+            said = self.run("dockerd", "--version")[1]
+            engine["installed_version"] = _system.software_version(said)
+            engine["swarm"] = _docker.swarm_state(self.survey, _docker.image_dir(self.survey, engine))
+            return engine, "", {}, []
         # An engine that does not take CDI devices, or was told not to, names no folders of specifications.
         engine.update(info, cdi=bool(info.get("cdi_spec_dirs")))
-        if not info:
-            return engine, "", {}, []
         engine.update(self.logins())
+        if info["containers_running"] and not info["live_restore"]:
+            # Whoever ends with the daemon: with live-restore nobody does, and nobody is asked for.
+            engine["strangers"] = _docker.strangers(self.run("docker", "ps", "--format", _docker.PS_FORMAT)[1])
         inspected = self.containers("docker")
         table = ("--digests", "--no-trunc", "--format", "{{.Repository}} {{.Tag}} {{.Digest}} {{.ID}}")
         images = _host.parse_docker_images(self.run("docker", "images", *table)[1])
@@ -690,15 +721,9 @@ class HostReader:
         labelled = self.run("docker", "images", "--filter", label, *table)[1] if images else ""
         return engine, inspected, images, list(_host.parse_docker_images(labelled))
 
-    def config_newer(self, unit: dict[str, str]) -> bool:
-        """Whether daemon.json changed after the daemon started: the daemon then runs with something else."""
-        try:
-            changed = os.stat(self.survey.path("etc", "docker/daemon.json")).st_mtime
-        except OSError:
-            return False
-        entered = int(unit.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
-        at = _clock.stamp(unit.get("ActiveEnterTimestamp") or "")
-        return bool(entered) and _clock.changed_since(changed, entered, at, time.time(), time.monotonic())
+    def config_newer(self, unit: Mapping[str, str]) -> bool:
+        """Whether daemon.json changed after the daemon started: the daemon may run with something else."""
+        return _docker.newer(self.survey.path("etc", "docker/daemon.json"), unit)
 
     def uptime(self, unit: dict[str, str]) -> float | None:
         """Seconds since a unit became active."""
@@ -818,21 +843,24 @@ class HostReader:
         return {engine: {name for name in names if "@" not in name} for engine, names in found.items()}
 
     def engine(
-        self, unit: dict[str, str], podman: str | None, files: Mapping[str, set[str]]
+        self, units: Mapping[str, dict[str, str]], podman: str | None, files: Mapping[str, set[str]]
     ) -> tuple[dict[str, Any], dict[str, str], dict[str, str], list[str]]:
         """The engine that is asked for, what each engine tells of NIM containers (that one last), local images, and the native ones.
 
-        UNIT is that of Docker's daemon, PODMAN the version of Podman.
+        UNITS has that of Docker's daemon, PODMAN is the version of Podman.
         """
+        unit = units.get(_docker.UNIT, {})
         kind = self.params["engine"]
         if kind == "auto":
             kind = "podman" if podman and not self.module.get_bin_path("dockerd") else "docker"
         if kind == "podman":
             engine, inspected, images, native = self.podman(podman)
+            engine["image_dir"] = _docker.podman_image_dir(self.survey)
             active = unit.get("ActiveState") == "active" and self.module.get_bin_path("docker")
             return engine, {"docker": self.containers("docker") if active else "", "podman": inspected}, images, native
-        engine, inspected, images, native = self.docker()
+        engine, inspected, images, native = self.docker(units)
         engine.update(
+            image_dir=_docker.image_dir(self.survey, engine),
             active=unit.get("ActiveState") == "active",
             enabled=unit.get("UnitFileState") == "enabled",
             config_newer_than_daemon=self.config_newer(unit),
@@ -848,17 +876,17 @@ class HostReader:
         disks = self.file_systems()
         version = self.run("systemctl", "--version")[1].split()
         files = self.unit_files()
-        names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, "docker.service"]
+        names = [*_system.DRIVER_UNITS, *_system.UPDATE_TIMERS, _docker.UNIT, _docker.SNAP, *_docker.KUBERNETES]
         own = set().union(*files.values())
         names += sorted(f"{name}.service" for name in own)
         watched = sorted({name[4:] for name in own} | self.recorded())
         names += [f"nim-watchdog@{name}.{kind}" for name in watched for kind in ("service", "timer")]
-        shown = self.run("systemctl", "show", "--property", UNIT_PROPERTIES, *names)[1]
+        shown = self.run("systemctl", "show", "--property", f"{UNIT_PROPERTIES},{_docker.PROPERTIES}", *names)[1]
         units = _host.parse_systemctl_show(shown)
         self.survey.descriptors()
         packages, package_state = self.survey.packages(self.params["packages"], OWN_PACKAGES)
         podman = self.survey.software(packages, ["podman"], "podman")
-        engine, inspected, images, native = self.engine(units.get("docker.service", {}), podman, files)
+        engine, inspected, images, native = self.engine(units, podman, files)
         in_containers = {
             key: name for text in inspected.values() for key, name in _host.container_services(text).items()
         }
@@ -866,6 +894,9 @@ class HostReader:
         hardware = self.survey.hardware()
         # After nvidia-smi, which may load the module.
         driver = {**smi, **self.survey.driver(hardware, units), "holders": self.survey.gpu_holders(in_containers)}
+        # A Docker that is still to come may leave its images to containerd.
+        places = [engine["image_dir"], *([] if engine["installed"] else [_docker.CONTAINERD_ROOT])]
+        disks |= self.apart({path: path for path in places if path not in disks}, lambda _key, path: self.disk(path))
         repositories = self.survey.repositories()
         kernel = self.survey.kernel()
         return {
@@ -895,6 +926,7 @@ class HostReader:
             "updates": self.survey.updates(packages, units),
             "toolkit": {"version": self.survey.software(packages, TOOLKIT_PACKAGES, "nvidia-ctk")},
             "podman": {"version": podman} if podman else None,
+            "kubernetes": _docker.kubernetes(units),
             "reboot": self.survey.reboot(driver, kernel),
             "engine": engine,
             "users": self.users(),

@@ -10,7 +10,8 @@ import json
 import pathlib
 
 import pytest
-from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, play_role
+from ansible_collections.baremetal.nim.plugins.module_utils import _toolkit_plan
+from ansible_collections.baremetal.nim.tests.unit.role_play import AWAY, HERE, play_role
 from ansible_collections.baremetal.nim.tests.unit.serving import serving
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -23,12 +24,37 @@ REAL = {
     "memory": {"total": 10**12, "available": 10**12},
     "disks": {},
     "listeners": [],
-}
+    "kubernetes": [],
+    # What was read then did not tell of Docker as it was found.
+    "engine": {
+        "installed": True, "kind": "docker", "cdi": True, "active": True, "enabled": True, "client": True, "error": None, "strangers": [],
+        "version": "29.4.0", "live_restore": True, "cdi_spec_dirs": ["/etc/cdi"], "masked": False, "unit": True, "by_hand": None, "snap": False, "rootless": [], "flags": {}, "image_dir": "/var/lib/docker",
+        "config": {"path": "/etc/docker/daemon.json", "error": None, "refused": None, "keys": [], "link": False},
+    },
+}  # fmt: skip
+#: With what the roles install.
+REAL["packages"] = {**REAL["packages"], "python3-requests": "2", **dict.fromkeys(_toolkit_plan.PACKAGES, "1.20.0-1")}
+#: apt of a host that would lose something.
+APT = """\
+#!/bin/sh
+case "$*" in
+  *--simulate*docker.io*) echo "Remv docker-ce [5:29.1.3-1]"; echo "Inst docker.io (26.1.5-1 lab [all])" ;;
+esac
+"""
 BARE = {
     **REAL,
     "driver": {**REAL["driver"], "loaded_version": None, "cuda_version": None, "error": "nvidia-smi is not installed"},
     "gpus": [],
     "packages": {},
+    "engine": {
+        **REAL["engine"],
+        "installed": False,
+        "active": False,
+        "enabled": False,
+        "client": False,
+        "unit": False,
+        "version": None,
+    },
 }
 LLAMA = {"name": "llama", "image": "nvcr.io/nim/meta/llama-3.1-70b-instruct", "tag": "2.0.12"}
 WARN = "TASK [baremetal.nim.preflight : verify | Warn]"
@@ -68,17 +94,36 @@ def catalogue():
 def test_fit_host_is_told_without_warnings_or_remote_calls(play):
     code, told = play(REAL)
     assert code == 0 and "gpu01 is fit: H200 SXM, driver 580.159.04" in told, told
-    assert "skipped=3 " in told, told
+    assert "skipped=4 " in told, told
 
 
-def test_bare_host_is_fit_where_a_later_role_brings_the_driver(play):
-    code, told = play(BARE, nvidia_driver_source="cuda_repo")
+@pytest.fixture
+def apt(tmp_path):
+    """A bare host is this machine, with an apt that only talks."""
+    for name, text in (
+        ("apt-get", APT),
+        ("apt-mark", "#!/bin/sh\n"),
+        ("dpkg-query", "#!/bin/sh\n"),
+        ("apt-cache", "#!/bin/sh\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return {**HERE, "ansible_host": "localhost"}
+
+
+def test_bare_host_is_fit_where_a_later_role_brings_the_driver(play, apt):
+    code, told = play(BARE, nvidia_driver_source="cuda_repo", container_engine_source="docker", **apt)
     assert code == 0 and "driver not loaded" in told, told
 
 
-def test_bare_host_is_refused_where_none_does(play):
-    code, told = play(BARE)
+def test_bare_host_is_refused_where_none_does(play, apt):
+    code, told = play(BARE, **apt)
     assert code == 2 and "nvidia-smi does not work" in told, told
+
+
+def test_what_would_be_taken_away_is_refused_with_the_rest(play, apt):
+    code, told = play(BARE, **apt)
+    assert code == 2 and "installing docker.io, python3-requests would remove docker-ce (5:29.1.3-1)" in told, told
 
 
 def test_errors_are_told_at_once_and_downgraded_ones_are_warnings(play):

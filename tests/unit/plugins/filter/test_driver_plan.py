@@ -869,6 +869,8 @@ DNF = [
         ({"stdout": SIMULATED + "Inst linux-image-6.12.57+deb13-amd64 (6.12.57-1 Debian)\n"}, "would install linux-image-6.12.57"),
         ({"stdout": SIMULATED + "Remv linux-image-6.12.48+deb13-amd64 [6.12.48-1]\n"}, "would remove linux-image-6.12.48"),
         ({"stdout": SIMULATED + "Remv site-monitoring [1.0]\n"}, "would remove site-monitoring"),
+        ({"stdout": SIMULATED + "Inst libc6 [2.41-12] (2.40-1 site [amd64])\n"}, "would downgrade libc6"),
+        ({"stdout": SIMULATED + "Inst libnvidia-ml1 [595.71.05-1] (580.159.04-1 NVIDIA [amd64])\n"}, None),
         ({"failed": True, "msg": "E: Unable to correct problems,\nyou have held broken packages."}, "you have held broken packages"),
         ({"failed": True, "msg": "no available installation candidate for nvidia-driver-cuda=999.*"}, "999.*"),
         ({"failed": False, "changed": False, "msg": "no available installation candidate for libcuda1=595.*"}, "candidate for libcuda1=595.*"),

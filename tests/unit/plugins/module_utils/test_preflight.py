@@ -12,7 +12,7 @@ import re
 
 import pytest
 import yaml
-from ansible_collections.baremetal.nim.plugins.module_utils import _preflight
+from ansible_collections.baremetal.nim.plugins.module_utils import _engine, _preflight
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
@@ -119,11 +119,6 @@ BAD = [
         id="package-manager",
     ),
     pytest.param({"os__package_manager": None}, ["package manager is none that is known"], id="no-package-manager"),
-    pytest.param(
-        {"os__package_manager": "dnf", "engine": {"installed": False}},
-        ["package manager is dnf and Docker is not installed", "leave that role out"],
-        id="nobody-installs-docker",
-    ),
     pytest.param(
         {"os__architecture": "ppc64le"},
         ["architecture is ppc64le", "wanted x86_64 or aarch64", "another host"],
@@ -366,10 +361,22 @@ def test_docker_is_not_looked_at_when_podman_is_wanted():
     assert preflight_problems(host(engine={"version": "29.5.1"}, podman={"version": "5.4.2"}), wanted, [LLAMA]) == []
 
 
-def test_podman_is_installed_by_dnf_as_well():
-    fedora = host(os={**host()["os"], "package_manager": "dnf"}, engine={"installed": False})
-    assert not told_of("package_manager", fedora, {**WANTED, "engine": "podman"}, [LLAMA])
-    assert told_of("package_manager", fedora, WANTED, [LLAMA])
+def test_what_the_plan_of_the_engine_says_is_told_early():
+    plan = {
+        "problems": [
+            {"check": "kubernetes_node", "message": "this is a node."},
+            {"check": "engine", "message": "masked."},
+        ]
+    }
+    wanted = {**WANTED, "engine_plan": plan, "warn_only": ["engine"]}
+    assert told_of("kubernetes_node", host(), wanted, [LLAMA]) == ("this is a node.", "error")
+    assert told_of("engine", host(), wanted, [LLAMA]) == ("masked.", "warning")
+
+
+def test_what_packages_would_take_away_is_told_early():
+    answer = {"problems": ["installing docker.io would remove docker-ce."], "unresolved": None, "installed": {}}
+    wanted = {**WANTED, "transactions": {"engine": answer}}
+    assert told_of("transaction", host(), wanted, [LLAMA]) == (answer["problems"][0], "error")
 
 
 @pytest.mark.parametrize(
@@ -646,7 +653,7 @@ def test_every_check_can_be_named():
     assert re.findall(r"V\((\w+)\)", option["preflight_warn_only"]["description"]) == list(_preflight.CHECKS)
     comment = (role / "defaults/main.yml").read_text().split("Checks that only warn, by name: ")[1].split(".")[0]
     assert re.findall(r"\w+", comment) == list(_preflight.CHECKS)
-    source_text = pathlib.Path(_preflight.__file__).read_text()
+    source_text = "".join(pathlib.Path(module.__file__).read_text() for module in (_preflight, _engine))
     assert set(re.findall(r'_problem\(\s*"(\w+)"', source_text)) == set(_preflight.CHECKS)
 
 
@@ -661,16 +668,22 @@ def test_the_driver_is_asked_for_as_its_role_asks():
         assert yaml.safe_load(default) == defaults[f"nvidia_driver_{key}"], key
 
 
-def test_the_toolkit_is_asked_for_as_its_role_asks():
+@pytest.mark.parametrize(("role", "ours"), [("nvidia_container_toolkit", "toolkit"), ("container_engine", "engine")])
+def test_engine_and_toolkit_are_asked_for_as_their_roles_ask(role, ours):
     roles = pathlib.Path(__file__).resolve().parents[4] / "roles"
-    defaults = {
-        **yaml.safe_load((roles / "nvidia_container_toolkit/defaults/main.yml").read_text()),
-        **yaml.safe_load((roles / "container_engine/defaults/main.yml").read_text()),
-    }
+    defaults = yaml.safe_load((roles / role / "defaults/main.yml").read_text())
+    asked = yaml.safe_load((roles / "preflight/vars/main.yml").read_text())[f"__preflight_{ours}"]
+    own = yaml.safe_load((roles / role / "vars/main.yml").read_text())[f"__{role}_wanted"]
+    assert asked.keys() == own.keys()
+    for key, text in asked.items():
+        if text == "{{ preflight_engine }}":
+            continue
+        name, default = re.fullmatch(r"{{ (\w+) \| default\((.*)\)(?: \| bool)? }}", text).groups()
+        assert name in own[key] and (
+            yaml.safe_load(default) == defaults[name] or f"{{{{ {default} }}}}" == defaults[name]
+        ), name
     wanted = yaml.safe_load((roles / "preflight/vars/main.yml").read_text())["__preflight_wanted"]
-    for text in (wanted["docker_version"], *wanted["toolkit"].values()):
-        name, default = re.fullmatch(r"{{ (\w+) \| default\((.*)\) }}", text).groups()
-        assert yaml.safe_load(default) == defaults[name] or f"{{{{ {default} }}}}" == defaults[name], name
+    assert wanted["docker_version"] == "{{ container_engine_version | default('') }}"
 
 
 def test_all_problems_at_once():
@@ -691,7 +704,6 @@ def test_all_problems_at_once():
     assert [problem.split(" is ")[0].split(" has ")[0].split(" does ")[0] for problem in problems] == [
         "operating system",
         "architecture",
-        "package manager",
         "systemd",
         "Python",
         "nvidia-smi",
