@@ -50,7 +50,7 @@ def test_a_check_of_a_bare_host_tells_what_would_be_installed(play):
         "installed": {},
     }
     simulated = {"transactions": {"engine": answer}}
-    code, told = play(states.host(), "--check", __preflight_simulated=simulated, **AWAY)
+    code, told = play(states.host(), "--check", tasks="install", __preflight_simulated=simulated, **AWAY)
     assert code == 0 and "changed=1 " in told, told
     assert "Would install docker.io, docker-cli, python3-requests from distribution" in told
 
@@ -66,12 +66,9 @@ def test_what_apt_would_take_away_is_refused(play, tmp_path, args):
     ):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    code, told = play(states.host(), *args, **HERE)
-    assert (
-        code == 2
-        and "the container engine was not touched: installing docker.io, docker-cli, python3-requests would remove"
-        in told
-    ), told
+    code, told = play(states.host(), *args, tasks="install", **HERE)
+    assert code == 2 and "the container engine was not touched:" in told, told
+    assert "installing docker.io, docker-cli, python3-requests would remove" in told
     assert "docker-ce (5:29.1.3-1~debian.13~trixie)" in told and "Would install" not in told
 
 
@@ -79,7 +76,7 @@ def test_what_apt_would_take_away_is_refused(play, tmp_path, args):
 def test_every_reason_is_told_before_any_call(play, args):
     state = states.host({"containerd.io": "2.2.0", "kubelet": "1.34"}, kubernetes=["kubelet.service"])
     code, told = play(state, *args, **AWAY)
-    assert code == 2 and "the container engine was not touched: " in told and "unreachable=0" in told, told
+    assert code == 2 and "the container engine was not touched:" in told and "unreachable=0" in told, told
     assert "node of a Kubernetes cluster" in told and "containerd.io 2.2.0 is installed" in told
 
 
