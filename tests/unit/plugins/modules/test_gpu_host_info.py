@@ -1159,24 +1159,28 @@ def test_cache_root_that_does_not_answer(call, deployed, hasty, monkeypatch):
 # -- users and leases --------------------------------------------------------------------------------------------------
 
 
-def user(name, shell):
-    return SimpleNamespace(pw_name=name, pw_shell=shell)
-
-
-def test_users_by_their_numbers(call, monkeypatch):
-    known = {1000: user("ubuntu", "/bin/bash"), 1001: user("nim", "/usr/sbin/nologin"), 1002: user("old", "")}
-
-    def look_up(uid):
-        if uid > 2**32:
-            raise OverflowError
-        return known[uid]
-
-    monkeypatch.setattr(gpu_host_info.pwd, "getpwuid", look_up)
+def test_users_by_their_numbers(machine, call):
+    assert call()["users"] == {}, "there is nobody to ask"
+    known = [
+        "ubuntu:x:1000:1000:Ubuntu:/home/ubuntu:/bin/bash",
+        "nim:x:1001:1001::/:/usr/sbin/nologin",
+        "old:x:1002:1002::/:",
+    ]
+    lines = "\n".join(f'[ "$number" != {line.split(":")[2]} ] || echo "{line}"' for line in known)
+    script = machine.bin / "getent"
+    script.write_text(f"#!/bin/sh\n[ $1 = passwd ] || exit 1\nshift\nfor number; do\n{lines}\ndone\nexit 2\n")
+    script.chmod(0o755)
     assert call()["users"] == {"1000": {"name": "ubuntu", "shell": "/bin/bash", "logs_in": True}}
-    assert call(uids=[1001, 1002, 7, 2**40])["users"] == {
+    assert call(uids=[1001, 1002, 7, -1])["users"] == {
         "1001": {"name": "nim", "shell": "/usr/sbin/nologin", "logs_in": False},
         "1002": {"name": "old", "shell": "/bin/sh", "logs_in": True},
     }
+
+
+def test_a_directory_that_hangs_knows_no_users(call, deployed, hasty):
+    hang(deployed, "getent")
+    result = call()
+    assert (result["unanswered"], result["users"]) == ([], {})
 
 
 def test_who_changes_the_host(machine, call):
