@@ -28,7 +28,11 @@ def surroundings(folder: pathlib.Path, programs: pathlib.Path | None = None) -> 
 
     folder: the home directory, where it also writes. programs: folder that comes first on the PATH.
     """
-    kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "TMPDIR", "TZ") if key in os.environ}
+    kept = {
+        key: os.environ[key]
+        for key in ("PATH", "PYTHONPATH", "PYTHONPYCACHEPREFIX", "TMPDIR", "TZ")
+        if key in os.environ
+    }
     return {
         **kept,
         "PATH": f"{programs or folder}{os.pathsep}{kept['PATH']}",
@@ -38,7 +42,6 @@ def surroundings(folder: pathlib.Path, programs: pathlib.Path | None = None) -> 
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_LOCAL_TEMP": str(folder / "ansible"),
         "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
