@@ -40,6 +40,7 @@ check 'ruff format' ruff format --check .
 check mypy env MYPYPATH="$PWD/.venv/collections:$PWD/tests/lab:$PWD/tests" \
   mypy --cache-dir=".ansible/mypy${CORE:+-$CORE}" "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py tests/matrix.py \
   roles/nim_service/files/nim-watchdog
+check 'mypy nim-gpu-wait' mypy roles/nim_service/files/nim-gpu-wait
 check yamllint yamllint --strict .
 check shellcheck shellcheck --external-sources --severity=warning "${scripts[@]}"
 check 'no exceptions' no_exceptions

@@ -9,6 +9,7 @@ server of files that is gone: state D in ps) cannot be killed; it is left behind
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -135,15 +136,11 @@ def _converse(process: Any, data: bytes, end: float, most: int) -> tuple[int, li
 def _end(process: Any) -> int | None:
     """Ends PROCESS and what it has started; returns its number where the kernel does not let it go."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            # It leads a session of its own.
+        # It leads a session of its own.
+        with contextlib.suppress(OSError):
             os.killpg(process.pid, number)
-        except OSError:
-            pass
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            pass
     return process.pid if process.poll() is None else None
 
 
@@ -152,9 +149,10 @@ def run(
     seconds: float,
     data: str | None = None,
     environ: Mapping[str, str] | None = None,
+    cwd: str | None = None,
     most: int = MOST,
 ) -> Answer:
-    """Runs ARGV with a plain locale and DATA on its standard input, for SECONDS at most.
+    """Runs ARGV with a plain locale, and DATA on its standard input, in the folder CWD, for SECONDS at most.
 
     What went wrong on the way is in ``err``: SILENT, FLOOD, NOT_RUN and MISSING are its exit statuses then.
     """
@@ -168,6 +166,7 @@ def run(
             stderr=subprocess.PIPE,
             start_new_session=True,
             env=plain,
+            cwd=cwd,
         )
     except OSError as error:
         code = MISSING if isinstance(error, FileNotFoundError) else NOT_RUN
@@ -232,6 +231,7 @@ class Runner:
         data: str | None = None,
         seconds: float | None = None,
         environ: Mapping[str, str] | None = None,
+        cwd: str | None = None,
     ) -> tuple[int, str, str]:
         """Exit status (MISSING when there is no such program), standard output, standard error."""
         name = os.path.basename(argv[0])
@@ -241,9 +241,8 @@ class Runner:
         program = argv[0] if os.path.isabs(argv[0]) else self.find(argv[0])
         if not program:
             return MISSING, "", f"{argv[0]} is not installed"
-        answer = run(
-            [program, *argv[1:]], SECONDS.get(name, USUAL_SECONDS) if seconds is None else seconds, data, environ
-        )
+        limit = SECONDS.get(name, USUAL_SECONDS) if seconds is None else seconds
+        answer = run([program, *argv[1:]], limit, data, environ, cwd)
         if answer.silent:
             self.unanswered.append({"program": name, "message": answer.err})
             return answer.code, "", answer.err
@@ -301,7 +300,7 @@ def _report(work: Callable[[], Any], writer: int) -> None:
 
 def _drain(reader: int, end: float) -> bytes | None:
     """All that comes through a pipe; None when that takes too long."""
-    chunks = []
+    chunks: list[bytes] = []
     with os.fdopen(reader, "rb", buffering=0) as pipe, selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:

@@ -199,7 +199,7 @@ class Host:
                 break
         if code == _command.SILENT:
             said, _next, following = err.partition(" Next: ")
-            self.fail(f"{said}; wanted to know what is in use. Nothing was removed.", following)
+            self.fail(f"{said.rstrip('.')}; wanted to know what is in use. Nothing was removed.", following)
         if code:
             self.fail(
                 f"{' '.join(argv[:3])} failed: {(err or out).strip()}, wanted to know what is in use. Nothing was removed.",

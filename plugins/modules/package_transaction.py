@@ -112,7 +112,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import fetch_url
-from ansible_collections.baremetal.nim.plugins.module_utils import _openpgp, _transaction
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _openpgp, _transaction
 
 #: Seconds that the package manager may take for one answer.
 DEADLINE = 300
@@ -131,14 +131,13 @@ class Simulator:
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
+        self.runner = _command.Runner(str, again=True)
         self.scratch = os.path.join(module.tmpdir, "packages")
         os.makedirs(self.scratch, exist_ok=True)
 
     def run(self, *argv: str, cwd: str | None = None) -> tuple[int, str, str]:
         """Runs a command with a plain locale and a deadline."""
-        command = ["timeout", str(DEADLINE), *argv]
-        code, out, err = self.module.run_command(command, environ_update=PLAIN, cwd=cwd)
-        return code, out, f"no answer within {DEADLINE} s" if code == 124 else err
+        return self.runner(*argv, seconds=DEADLINE, environ=PLAIN, cwd=cwd)
 
     def folder(self, name: str, *others: str) -> str:
         """A new folder with links to all that is in OTHERS."""

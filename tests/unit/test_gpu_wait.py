@@ -19,7 +19,12 @@ HELD = "41234, VLLM::EngineCore, 131072 MiB"
 #: As nvidia-smi says it where the cgroup of a unit keeps the devices from it.
 DENIED = "Failed to initialize NVML: Unknown Error"
 #: The script with less patience.
-HASTY = "import runpy, sys\nscript = runpy.run_path(sys.argv[1])\nscript['wait'].__globals__.update(PATIENCE=0.5, AGAIN=1.2)\nsys.exit(script['main'](*sys.argv[2:]))\n"
+HASTY = """\
+import runpy, sys
+script = runpy.run_path(sys.argv[1])
+script["wait"].__globals__.update(PATIENCE=0.5, AGAIN=1.2)
+sys.exit(script["main"](*sys.argv[2:]))
+"""
 
 
 @pytest.fixture

@@ -130,3 +130,37 @@ def test_nothing_runs_without(nim_run, tmp_path, key, words, told):
     done, calls = nim_run("--key-file", str(tmp_path / key), words=words)
     assert done.returncode == 1 and told in done.stderr, done.stderr
     assert not [call for call in calls if call[0] == "run"]
+
+
+HASTY = """\
+#!/bin/sh
+printf '%s\\n' "$*" >> "$LOG.limits"
+shift 2
+case "$2" in run) exit 124 ;; esac
+exec "$@"
+"""
+
+
+def test_a_docker_that_hangs_is_told_and_does_not_hold_up_the_unit(nim_run, tmp_path):
+    limit = tmp_path / "bin/timeout"
+    limit.write_text(HASTY)
+    limit.chmod(0o755)
+    done, _calls = nim_run()
+    assert done.returncode == 124
+    assert done.stderr == (
+        "docker did not start container nim-llama within 300 s. Next: systemctl status docker; journalctl -u docker -n 50\n"
+    )
+    limits = (tmp_path / "log.limits").read_text().splitlines()
+    assert [line.split()[1:4] for line in limits] == [["120", "docker", "rm"], ["300", "docker", "run"]]
+
+
+def test_only_the_log_is_followed_for_ever(nim_run, tmp_path):
+    limit = tmp_path / "bin/timeout"
+    limit.write_text(HASTY.replace("run) exit 124 ;;", ""))
+    limit.chmod(0o755)
+    done, calls = nim_run("--key-file", str(tmp_path / "key"))
+    assert done.returncode == 3, done.stderr
+    # Words of the image may have more than one line.
+    lines = (tmp_path / "log.limits").read_text().splitlines()
+    limited = [line.split()[3] for line in lines if line.startswith("--kill-after=")]
+    assert [call[0] for call in calls if call[0] != "logs"] == limited

@@ -151,3 +151,29 @@ def test_gpu_memory_is_what_nvidia_says_the_image_needs(play, catalogue, only, s
 def test_no_answer_is_a_warning(play):
     code, told = play(REAL, preflight_metadata_url="http://127.0.0.1:1/v2/nim/metadata")
     assert code == 0 and "Connection refused" in told.split(WARN)[1], told
+
+
+@pytest.mark.parametrize("source", ["cuda_repo", "preinstalled"])
+def test_what_did_not_answer_refuses_the_host_and_is_told_once(play, source):
+    """It cannot be made a warning, and what follows from it is no other reason."""
+    smi = "nvidia-smi did not answer within 45 s and was ended. Next: dmesg | grep -i -e nvrm -e xid"
+    silent = {
+        "gpus": [],
+        "driver": {**REAL["driver"], "error": smi},
+        "unanswered": [{"program": "nvidia-smi", "message": smi}],
+    }
+    code, told = play({**REAL, **silent}, nvidia_driver_source=source, preflight_warn_only=["nvidia_smi", "driver"])
+    assert code == 2 and f"- {smi}" in told, told
+    assert "nvidia-smi does not work" not in told, told
+
+
+@pytest.mark.parametrize(("own", "status"), [(True, 0), (False, 2)])
+def test_gpu_that_others_fill(play, own, status):
+    """As vLLM had it on a real H200, as the service of this play and as somebody else's."""
+    serving = json.loads((FIXTURES / "h200-vllm" / "gpu_host_info.json").read_text())
+    (process,) = serving["gpus"][0]["processes"]
+    process["service"] = "llama" if own else None
+    host = {**REAL, "gpus": serving["gpus"], "services": serving["services"] if own else {}}
+    code, told = play(host)
+    assert code == status, told
+    assert ("held by VLLM::EngineCore (pid 3411, 131706 MiB)" in told) is not own, told

@@ -23,6 +23,7 @@ from nim_server import MODEL, NimServer, hang, send
 from refusals import DEAD as DEAD_FORMS
 from refusals import OVERLOADED
 
+RECORDED = pathlib.Path(__file__).parents[1] / "fixtures/h200-vllm/metrics.txt"
 SCRIPT = pathlib.Path(__file__).parents[2] / "roles/nim_service/files/nim-watchdog"
 
 
@@ -96,6 +97,7 @@ def imported():
         pytest.param("generation_tokens_total NaN\nrequest_success_total many\n", None, id="no-numbers"),
         pytest.param('generation_tokens_total{model_name="a } b"} 4\n', 4, id="brace-in-a-label"),
         pytest.param("prompt_tokens_total 4\nrequest_success_total_created 4\n", None, id="other-names"),
+        pytest.param(RECORDED.read_text(), 650, id="vLLM-on-an-H200"),
     ],
 )
 def test_traffic(text, total):

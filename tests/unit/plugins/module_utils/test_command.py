@@ -59,6 +59,20 @@ def test_deadline():
     assert err.startswith("sh did not answer within 0.2 s and was ended. Next: ")
 
 
+def test_programs_are_asked_in_one_way():
+    """By module_utils/_command.py, which has a deadline: Ansible's run_command waits for ever, and subprocess for what was killed."""
+    asked = [
+        f"{path.name}:{node.lineno}"
+        for folder in ("modules", "module_utils")
+        for path in (PLUGINS / folder).rglob("*.py")
+        if path.name != "_command.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr == "run_command")
+        or (isinstance(node, ast.Import) and any(name.name == "subprocess" for name in node.names))
+    ]
+    assert asked == []
+
+
 def test_nothing_is_told_to_commands_in_another_way():
     """Ansible's own way fails the whole module where the command does not listen."""
     told = [

@@ -172,6 +172,27 @@ def test_nvidia_smi_of_two_busy_gpus():
     ]
 
 
+def test_nvidia_smi_of_a_gpu_that_serves():
+    """vLLM behind a NIM on an H200."""
+    (gpu,) = _host.parse_nvidia_smi(recording("h200-vllm/smi-q-x-busy.xml"))["gpus"]
+    assert (gpu["memory_total_mib"], gpu["memory_used_mib"], gpu["memory_free_mib"]) == (143771, 131715, 11442)
+    assert gpu["processes"] == [{"pid": 3411, "name": "VLLM::EngineCore", "used_mib": 131706}]
+
+
+@pytest.mark.parametrize(("told", "pid"), [("3411", 3411), ("[N/A]", 0), ("", 0)])
+def test_nvidia_smi_of_a_process_without_a_number(told, pid):
+    text = recording("h200-vllm/smi-q-x-busy.xml").replace("<pid>3411<", f"<pid>{told}<")
+    assert _host.parse_nvidia_smi(text)["gpus"][0]["processes"][0]["pid"] == pid
+
+
+def test_nvidia_smi_of_a_process_on_a_part():
+    text = recording("h200-vllm/smi-q-x-busy.xml")
+    text = text.replace(
+        "<gpu_instance_id>N/A</gpu_instance_id>\n\t\t\t\t<compute", "<gpu_instance_id>2</gpu_instance_id><compute"
+    )
+    assert _host.parse_nvidia_smi(text)["gpus"][0]["processes"][0]["gpu_instance"] == "2"
+
+
 def test_nvidia_smi_of_unified_memory():
     """GB10 and its like share the host's memory and say so."""
     text = recording("h200-x2/busy.xml")
@@ -204,8 +225,8 @@ def test_nvidia_smi_of_mig_devices():
     assert [gpu["mig_devices"] for gpu in gpus] == [
         [],
         [
-            {"uuid": None, "name": "1:0", "memory_total_mib": 40448},
-            {"uuid": "MIG-0c5a", "name": "1:1", "memory_total_mib": None},
+            {"uuid": None, "name": "1:0", "memory_total_mib": 40448, "memory_used_mib": 298, "gpu_instance": "1"},
+            {"uuid": "MIG-0c5a", "name": "1:1", "memory_total_mib": None, "memory_used_mib": None, "gpu_instance": "2"},
         ],
     ]
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _info
 
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
 LLAMA = "meta/llama-3.1-8b-instruct"
 
 
@@ -129,6 +131,16 @@ def test_generations_say_the_same(text, more):
 def test_metrics(text, expected):
     found = metrics(text)
     assert {key: found[key] for key in expected} == expected
+
+
+def test_metrics_of_vllm_on_a_gpu():
+    """As a real H200 answered after ten requests of 64 tokens."""
+    found = _info.read_metrics((FIXTURES / "h200-vllm/metrics.txt").read_text())
+    assert (found["requests_running"], found["requests_waiting"], found["kv_cache_usage"]) == (0, 0, 0)
+    assert (found["prompt_tokens_total"], found["generation_tokens_total"]) == (560, 640)
+    assert found["requests_finished"] == {"stop": 0, "length": 10, "abort": 0, "error": 0, "repetition": 0}
+    assert found["time_to_first_token"] == {"count": 10, "sum_s": 0.722878, "mean_ms": 72.288}
+    assert found["inter_token_latency"]["count"] == 630 and found["e2e_latency"]["mean_ms"] == 1502.484
 
 
 def test_every_key_of_metrics_is_always_there():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import re
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup, startup
@@ -82,6 +83,41 @@ def bar(name, share, done, total):
 )  # fmt: skip
 def test_startup(lines, expected):
     assert startup(lines) == expected
+
+
+PREFIX = re.compile(r"^\w+ \d+ [\d:.]+ \S+ (?P<who>[^\s\[]+)\[\d+\]: ")
+
+
+def recorded_lives():
+    """The lives of a service on a real H200, by its journal."""
+    found = []
+    for line in (FIXTURES / "h200-vllm/journal-nim.txt").read_text(encoding="utf-8").splitlines():
+        head = PREFIX.match(line)
+        words = line[head.end() :] if head else line
+        if head and head["who"] == "systemd" and "nim-llama.service" not in words:
+            continue
+        if words.startswith("Started nim-llama.service"):
+            found.append([])
+        elif found and (not head or head["who"] == "nim-llama"):
+            found[-1].append(words)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "stages"),
+    [
+        (0, ["preparing", "starting_engine", "loading", "warming_up", "serving"]),
+        (2, ["preparing", "starting_engine", "loading", "compiling", "warming_up", "serving"]),
+        (3, ["preparing", "starting_engine", "loading"]),
+        (6, ["preparing", "starting_engine"]),
+    ],
+    ids=["eager", "compiled", "no memory for its cache", "no memory for its weights"],
+)
+def test_the_stages_of_starts_on_a_gpu(number, stages):
+    """vLLM 0.26 on an H200: eager, compiled, and two that failed for memory."""
+    life = recorded_lives()[number]
+    seen = [startup(life[:count]) for count in range(1, len(life) + 1)]
+    assert [stage for stage, _group in itertools.groupby(one.stage for one in seen if one)] == stages
 
 
 def test_the_stages_of_a_real_start():

@@ -510,3 +510,56 @@ def test_journal_that_cannot_be_read_is_empty():
 def test_no_journal_lines_wanted_still_names_the_cause():
     fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=VLLM_OOM), lines=0))
     assert (fault.failure_class, fault.evidence) == ("out_of_memory", [VLLM_OOM[4]])
+
+
+# -- who held the GPU before the start ---------------------------------------------------------------------------------
+
+FOREIGN = (pathlib.Path(__file__).parents[3] / "fixtures/h200-vllm/foreign-journal.txt").read_text().splitlines()
+HOLDS = "GPU memory is still held after 60 s, the start goes on: GPU 0: python3 (pid 4711, 125003 MiB)"
+ASKED = (
+    "nvidia-smi failed (exit status 255: Failed to initialize NVML: Unknown Error), so it is not known whether others hold the memory of"
+    " GPU 0; the start goes on. Next: nvidia-smi"
+)
+
+
+def test_who_holds_the_gpu_is_named_when_memory_was_short():
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[HOLDS, *START, *FOREIGN])))
+    assert fault.failure_class == "out_of_memory"
+    assert "; at its start GPU memory was held by others: GPU 0: python3 (pid 4711, 125003 MiB), wanted active" in str(
+        fault
+    )
+    assert fault.evidence[0] == HOLDS and "Free memory on device cuda:0" in fault.culprit
+
+
+def test_who_shares_the_gpu_is_named_too():
+    shared = "GPU memory is held by others too: GPU 0: VLLM::EngineCore (pid 9, 70000 MiB)"
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[shared, *START, *FOREIGN])))
+    assert "held by others: GPU 0: VLLM::EngineCore (pid 9, 70000 MiB)" in str(fault)
+
+
+def test_who_held_the_gpu_of_an_engine_that_says_much():
+    noise = [f"INFO {number}" for number in range(_unit._WINDOW)]
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[HOLDS, *START, *noise, *FOREIGN])))
+    assert "python3 (pid 4711, 125003 MiB)" in str(fault)
+
+
+def test_of_an_earlier_life_nobody_is_named():
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[HOLDS, "ready", *ending(1), *START, *FOREIGN])))
+    assert "held by others" not in str(fault)
+
+
+@pytest.mark.parametrize("line", ["Permission denied (os error 13)", "Error: port is already allocated"])
+def test_memory_of_others_explains_no_other_failure(line):
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[HOLDS, line])))
+    assert "held by others" not in str(fault) and HOLDS in fault.evidence
+
+
+def test_names_of_strangers_tell_no_cause():
+    evil = HOLDS.replace("python3", "no space left on device RuntimeError: x")
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[evil, "segmentation fault"])))
+    assert (fault.failure_class, fault.culprit) == ("crash_loop", "segmentation fault")
+
+
+def test_a_gpu_that_could_not_be_asked_is_evidence():
+    fault = caught_by(_unit.UnitWatch(UNIT, Host(FAILED, journal=[ASKED, *START, *FOREIGN])))
+    assert fault.failure_class == "out_of_memory" and fault.evidence[0] == ASKED

@@ -1050,6 +1050,7 @@ def test_disks_are_those_of_the_nearest_parent(call, tmp_path):
 def hasty(monkeypatch):
     """Nobody has time."""
     monkeypatch.setattr(_command, "SECONDS", {})
+    monkeypatch.setattr(_command, "_GRACE", 0.2)
     monkeypatch.setattr(_command, "USUAL_SECONDS", 0.5)
     monkeypatch.setattr(gpu_host_info, "FILE_SYSTEM_SECONDS", 0.5)
     monkeypatch.setattr(gpu_host_info, "HELPER_SECONDS", 0.5)
