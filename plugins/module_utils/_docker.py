@@ -204,4 +204,9 @@ PS_FORMAT = '{{.Names}}\t{{.Label "' + SERVICE_LABEL + '"}}'
 def kubernetes(units: Units) -> list[str]:
     """Units that say this host is a node of a cluster: those that run, or will at the next boot."""
     states = ((name, units.get(name, {})) for name in KUBERNETES)
-    return [name for name, unit in states if unit.get("ActiveState") in _ALIVE or (_system.unit_state(unit)["enabled"] and unit.get("LoadState") == "loaded")]  # fmt: skip
+    return [
+        name
+        for name, unit in states
+        if unit.get("ActiveState") in _ALIVE
+        or (_system.unit_state(unit)["enabled"] and unit.get("LoadState") == "loaded")
+    ]

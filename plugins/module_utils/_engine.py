@@ -279,7 +279,8 @@ def _config_problems(engine: Mapping[str, Any], options: Mapping[str, Any]) -> l
         found.append(
             _problem(
                 "engine",
-                f"Docker gets {name} = {json.dumps(given[name])} by a flag ({where}), wanted {json.dumps(options[name])} (container_engine_options), and does not"
+                f"Docker gets {name} = {json.dumps(given[name])} by a flag ({where}), wanted {json.dumps(options[name])}"
+                " (container_engine_options), and does not"
                 " start with both; change the flag there, or take the option out of container_engine_options.",
             )
         )

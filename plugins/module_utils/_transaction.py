@@ -119,7 +119,8 @@ def parse_dnf(text: str, code: int = 0, error: str = "") -> Transaction:
 def _dnf_error(text: str) -> str:
     """The reason in what dnf said: what follows "Error:" or dnf 5's "Failed to resolve", and which words it did not know."""
     unknown = re.findall(r"^No match for argument: .*$", text, re.MULTILINE)
-    match = re.search(r"^(?:Error|Failed to resolve the transaction):\s*(.*?)(?:^\(try to |^You can try|\Z)", text, re.MULTILINE | re.DOTALL)  # fmt: skip
+    problem = r"^(?:Error|Failed to resolve the transaction):\s*(.*?)(?:^\(try to |^You can try|\Z)"
+    match = re.search(problem, text, re.MULTILINE | re.DOTALL)
     reason = " ".join((match.group(1) if match else "").split())
     return reason or "; ".join(unknown) or " ".join(text.split())[-300:]
 

@@ -335,7 +335,14 @@ def main() -> None:
     info = ask(daemon) if apply != "none" else {}
     newer = daemon.newer()
     config = _daemon.wanted_file(current, options, daemon.flags, {} if newer else info)
-    result: dict[str, Any] = {"changed": config != current, "differs": config != current, "config": config, "reloaded": False, "restarted": False, "ended": []}  # fmt: skip
+    result: dict[str, Any] = {
+        "changed": config != current,
+        "differs": config != current,
+        "config": config,
+        "reloaded": False,
+        "restarted": False,
+        "ended": [],
+    }
     after = _daemon.render(config)
     if result["changed"]:
         if module._diff:
@@ -365,7 +372,11 @@ def apply_it(
             daemon, "docker.service is masked; if Docker may run here: systemctl unmask docker.service docker.socket;"
         )
     if info.get("swarm") and options.get("live-restore") and "live-restore" in keys:
-        refuse(daemon, "this is a node of a Docker swarm, where Docker does not start with live-restore: leave the swarm, or take live-restore out of container_engine_options;")  # fmt: skip
+        refuse(
+            daemon,
+            "this is a node of a Docker swarm, where Docker does not start with live-restore: leave the swarm, or take live-restore"
+            " out of container_engine_options;",
+        )
     left = _daemon.beside_flags(options, daemon.flags)[0]
     stale = (result["changed"] or newer) and bool(_daemon.outstanding(left, info))
     restart = module.params["apply"] == "restart" and (not info or stale)

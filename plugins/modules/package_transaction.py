@@ -97,9 +97,9 @@ EXAMPLES = r"""
 RETURN = r"""
 transactions:
   description: >-
-    By name, C(packages), what was asked for; C(problems), sentences that speak against running it; C(unresolved), why its packages cannot be had together, or V(null); and
-    what would happen, C(installed), C(upgraded), C(downgraded) and C(removed), each a dictionary of names to versions, C(causes) of what is
-    removed, and C(error), why nothing would.
+    By name, C(packages), what was asked for; C(problems), sentences that speak against running it; C(unresolved), why its packages cannot
+    be had together, or V(null); and what would happen, C(installed), C(upgraded), C(downgraded) and C(removed), each a dictionary of names
+    to versions, C(causes) of what is removed, and C(error), why nothing would.
   type: dict
   returned: always
 """
@@ -291,7 +291,14 @@ class Dnf(Simulator):
         folder = self.folder("repositories")
         for number, source in enumerate(wanted["sources"]):
             # Nothing is installed from it here.
-            lines = [f"[baremetal-nim-{number}]", "name=simulated", f"baseurl={source['baseurl']}", "enabled=1", "gpgcheck=0", "repo_gpgcheck=0"]  # fmt: skip
+            lines = [
+                f"[baremetal-nim-{number}]",
+                "name=simulated",
+                f"baseurl={source['baseurl']}",
+                "enabled=1",
+                "gpgcheck=0",
+                "repo_gpgcheck=0",
+            ]
             self.write("repositories", f"baremetal-nim-{number}.repo", text="\n".join(lines) + "\n")
         places = [
             path

@@ -27,11 +27,27 @@ REAL = {
     "kubernetes": [],
     # What was read then did not tell of Docker as it was found.
     "engine": {
-        "installed": True, "kind": "docker", "cdi": True, "active": True, "enabled": True, "client": True, "error": None, "strangers": [],
-        "version": "29.4.0", "live_restore": True, "cdi_spec_dirs": ["/etc/cdi"], "masked": False, "unit": True, "by_hand": None, "snap": False, "rootless": [], "flags": {}, "image_dir": "/var/lib/docker",
+        "installed": True,
+        "kind": "docker",
+        "cdi": True,
+        "active": True,
+        "enabled": True,
+        "client": True,
+        "error": None,
+        "strangers": [],
+        "version": "29.4.0",
+        "live_restore": True,
+        "cdi_spec_dirs": ["/etc/cdi"],
+        "masked": False,
+        "unit": True,
+        "by_hand": None,
+        "snap": False,
+        "rootless": [],
+        "flags": {},
+        "image_dir": "/var/lib/docker",
         "config": {"path": "/etc/docker/daemon.json", "error": None, "refused": None, "keys": [], "link": False},
     },
-}  # fmt: skip
+}
 #: With what the roles install.
 REAL["packages"] = {**REAL["packages"], "python3-requests": "2", **dict.fromkeys(_toolkit_plan.PACKAGES, "1.20.0-1")}
 #: apt of a host that would lose something.

@@ -35,7 +35,9 @@ def put(host, path, text):
 
 def restarted(host):
     """Docker as it starts with what lies there, and their container again."""
-    host.check_output("systemctl daemon-reload && systemctl reset-failed docker && systemctl restart docker && docker start theirs")
+    host.check_output(
+        "systemctl daemon-reload && systemctl reset-failed docker && systemctl restart docker && docker start theirs"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +62,10 @@ def refused(host, *told, **extra):
     run = play("preflight", limit=HOST, extra=extra)
     missing = [text for text in told if text not in run.stdout]
     assert run.returncode == 2 and not missing, f"not told: {missing}\n{run.stdout}"
-    assert (theirs(host), host.check_output(f"cat {CONFIG}; cat {DROP_IN} 2>/dev/null; dpkg-query -W | sha256sum")) == before
+    assert (
+        theirs(host),
+        host.check_output(f"cat {CONFIG}; cat {DROP_IN} 2>/dev/null; dpkg-query -W | sha256sum"),
+    ) == before
 
 
 def test_their_container_outlives_the_first_run(host, found):
@@ -70,7 +75,10 @@ def test_their_container_outlives_the_first_run(host, found):
     assert theirs(host) == before
     config = json.loads(host.check_output(f"cat {CONFIG}"))
     assert config == {**found, "live-restore": True, "features": {"cdi": True}}
-    assert host.check_output("docker info --format '{{.LiveRestoreEnabled}} {{.CDISpecDirs}}'") == "true [/etc/cdi /var/run/cdi]"
+    assert (
+        host.check_output("docker info --format '{{.LiveRestoreEnabled}} {{.CDISpecDirs}}'")
+        == "true [/etc/cdi /var/run/cdi]"
+    )
     again = play("host", limit=HOST)
     assert again.returncode == 0 and "changed=0 " in again.stdout, again.stdout
 
@@ -105,7 +113,9 @@ def test_a_flag_of_the_unit(host, found):
     run = play("host", limit=HOST)
     assert run.returncode == 0, run.stdout
     assert theirs(host) == before
-    assert json.loads(host.check_output(f"cat {CONFIG}")) == {**found, "features": {"cdi": True}}, "what a flag gives is in no file"
+    assert json.loads(host.check_output(f"cat {CONFIG}")) == {**found, "features": {"cdi": True}}, (
+        "what a flag gives is in no file"
+    )
 
 
 def test_a_file_that_docker_would_not_start_with(host):
@@ -121,6 +131,10 @@ def test_what_packages_would_take_away(host):
     put(host, "/opt/theirs/DEBIAN/control", control + "Depends: nvidia-container-toolkit (= 1.20.0-1)\n")
     host.check_output("dpkg-deb -Znone -b /opt/theirs /opt/theirs.deb && dpkg -i /opt/theirs.deb")
     try:
-        refused(host, "would remove site-monitoring (1, because of nvidia-container-toolkit)", nvidia_container_toolkit_version="1.19.1-1")
+        refused(
+            host,
+            "would remove site-monitoring (1, because of nvidia-container-toolkit)",
+            nvidia_container_toolkit_version="1.19.1-1",
+        )
     finally:
         host.check_output("dpkg --purge site-monitoring; rm -rf /opt/theirs /opt/theirs.deb")

@@ -96,16 +96,28 @@ def test_render_keeps_the_order_of_keys():
     ("line", "expected"),
     [
         ("dockerd", {}),
-        ("dockerd -H fd:// --containerd=/run/containerd/containerd.sock", {"hosts": ["fd://"], "containerd": "/run/containerd/containerd.sock"}),
-        ("dockerd -Hfd:// -D -s overlay2 -g /data", {"hosts": ["fd://"], "debug": True, "storage-driver": "overlay2", "data-root": "/data"}),
+        (
+            "dockerd -H fd:// --containerd=/run/containerd/containerd.sock",
+            {"hosts": ["fd://"], "containerd": "/run/containerd/containerd.sock"},
+        ),
+        (
+            "dockerd -Hfd:// -D -s overlay2 -g /data",
+            {"hosts": ["fd://"], "debug": True, "storage-driver": "overlay2", "data-root": "/data"},
+        ),
         ("dockerd --live-restore --log-level warn", {"live-restore": True, "log-level": "warn"}),
         ("dockerd --live-restore=false --iptables=true", {"live-restore": False, "iptables": True}),
-        ("dockerd --feature cdi --feature=containerd-snapshotter=false", {"features": {"cdi": True, "containerd-snapshotter": False}}),
+        (
+            "dockerd --feature cdi --feature=containerd-snapshotter=false",
+            {"features": {"cdi": True, "containerd-snapshotter": False}},
+        ),
         ("dockerd --log-opt max-size=10m --log-opt tag=x=y", {"log-opts": {"max-size": "10m", "tag": "x=y"}}),
-        ("dockerd --dns 10.0.0.2 --dns=10.0.0.3 --insecure-registry r:5000", {"dns": ["10.0.0.2", "10.0.0.3"], "insecure-registries": ["r:5000"]}),
+        (
+            "dockerd --dns 10.0.0.2 --dns=10.0.0.3 --insecure-registry r:5000",
+            {"dns": ["10.0.0.2", "10.0.0.3"], "insecure-registries": ["r:5000"]},
+        ),
         ("dockerd --config-file /srv/daemon.json stray", {"config-file": "/srv/daemon.json"}),
     ],
-)  # fmt: skip
+)
 def test_flags(line, expected):
     assert _daemon.flags(line.split()) == expected
 
@@ -206,15 +218,45 @@ def test_what_only_a_restart_makes_sure_of(options, running, left):
     [
         pytest.param({}, {}, {}, OURS, id="nothing runs"),
         pytest.param({}, {}, NEITHER, OURS, id="it has neither"),
-        pytest.param({"dns": ["a"]}, {"live-restore": True}, NEITHER, {"dns": ["a"], "features": {"cdi": True}}, id="a flag gives one"),
-        pytest.param({**OURS, "bip": "x"}, {"live-restore": True}, BOTH, {"features": {"cdi": True}, "bip": "x"}, id="an earlier run wrote it beside a flag"),
-        pytest.param({}, {}, {**NEITHER, "cdi_spec_dirs": ["/etc/cdi"]}, {"live-restore": True}, id="newer ones take CDI by themselves"),
-        pytest.param({"features": {"buildkit": True}}, {}, BOTH, {"features": {"buildkit": True}, "live-restore": True}, id="and beside other features"),
+        pytest.param(
+            {"dns": ["a"]},
+            {"live-restore": True},
+            NEITHER,
+            {"dns": ["a"], "features": {"cdi": True}},
+            id="a flag gives one",
+        ),
+        pytest.param(
+            {**OURS, "bip": "x"},
+            {"live-restore": True},
+            BOTH,
+            {"features": {"cdi": True}, "bip": "x"},
+            id="an earlier run wrote it beside a flag",
+        ),
+        pytest.param(
+            {},
+            {},
+            {**NEITHER, "cdi_spec_dirs": ["/etc/cdi"]},
+            {"live-restore": True},
+            id="newer ones take CDI by themselves",
+        ),
+        pytest.param(
+            {"features": {"buildkit": True}},
+            {},
+            BOTH,
+            {"features": {"buildkit": True}, "live-restore": True},
+            id="and beside other features",
+        ),
         pytest.param(OURS, {}, BOTH, OURS, id="what is written stays"),
-        pytest.param({"features": {"cdi": False}}, {}, NEITHER, {"features": {"cdi": True}, "live-restore": True}, id="switched off in the file"),
+        pytest.param(
+            {"features": {"cdi": False}},
+            {},
+            NEITHER,
+            {"features": {"cdi": True}, "live-restore": True},
+            id="switched off in the file",
+        ),
         pytest.param({}, {}, {**BOTH, "cdi_spec_dirs": []}, OURS, id="live-restore is not had by itself"),
     ],
-)  # fmt: skip
+)
 def test_what_the_file_is_to_hold(current, given, running, expected):
     assert _daemon.wanted_file(current, OURS, given, running) == expected
 

@@ -55,7 +55,8 @@ if me.name == "systemctl":
         print("Id=docker.service")
         print(f"LoadState={'masked' if state['masked'] else 'loaded'}\nUnitFileState={'enabled' if state['enabled'] else 'disabled'}")
         print(f"ActiveState={'active' if state['active'] else 'inactive'}\nActiveEnterTimestampMonotonic={state['entered']}")
-        print(f"MainPID=0\nExecStart={{ path=/usr/bin/dockerd ; argv[]={state['command']} ; ignore_errors=no ; pid=0 }}\nFragmentPath={state['unit']}")
+        print(f"MainPID=0\nExecStart={{ path=/usr/bin/dockerd ; argv[]={state['command']} ; ignore_errors=no ; pid=0 }}")
+        print(f"FragmentPath={state['unit']}")
     elif verb in ("start", "restart"):
         code = start()
     elif verb == "reload":

@@ -14,7 +14,6 @@ import platform
 import shutil
 import socket
 import time
-from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
