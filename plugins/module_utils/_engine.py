@@ -462,18 +462,3 @@ def _plan(
             else [],
         },
     }
-
-
-def simulated_problems(transaction: Mapping[str, Any]) -> list[str]:
-    """What speaks against a simulated installation of an engine besides what it would remove."""
-    found = []
-    if transaction["unresolved"]:
-        found.append(
-            f"the container engine cannot be installed beside what is there: {transaction['unresolved'].rstrip('.')}."
-        )
-    for source, names in PACKAGES.items():
-        comes = transaction["installed"].get(names[0])
-        if comes and version(comes)[:1] < DOCKER:
-            other = "set container_engine_source: docker" if source == "distribution" else "ask for a newer one"
-            found.append(f"Docker would be {names[0]} {comes}, wanted {DOCKER[0]} or newer, which knows CDI; {other}.")
-    return found

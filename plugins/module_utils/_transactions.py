@@ -94,11 +94,26 @@ def _known(wanted: Plan, answer: Plan | None) -> bool:
     )
 
 
+def _engine_problems(transaction: Plan) -> list[str]:
+    """What speaks against a simulated installation of an engine besides what it would remove."""
+    found = []
+    if transaction["unresolved"]:
+        found.append(
+            f"the container engine cannot be installed beside what is there: {transaction['unresolved'].rstrip('.')}."
+        )
+    for source, names in _engine.PACKAGES.items():
+        comes = transaction["installed"].get(names[0])
+        if comes and _engine.version(comes)[:1] < _engine.DOCKER:
+            other = "set container_engine_source: docker" if source == "distribution" else "ask for a newer one"
+            found.append(f"Docker would be {names[0]} {comes}, wanted {_engine.DOCKER[0]} or newer, which knows CDI; {other}.")
+    return found
+
+
 def transaction_problems(simulated: Mapping[str, Plan]) -> list[str]:
     """Why simulated installations, by name, must not run. What their source does not know fails by itself and harms nothing."""
     found = []
     for name, transaction in simulated.items():
         found += transaction["problems"]
         if name == "engine":
-            found += _engine.simulated_problems(transaction)
+            found += _engine_problems(transaction)
     return found
