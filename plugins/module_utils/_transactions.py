@@ -105,7 +105,9 @@ def _engine_problems(transaction: Plan) -> list[str]:
         comes = transaction["installed"].get(names[0])
         if comes and _engine.version(comes)[:1] < _engine.DOCKER:
             other = "set container_engine_source: docker" if source == "distribution" else "ask for a newer one"
-            found.append(f"Docker would be {names[0]} {comes}, wanted {_engine.DOCKER[0]} or newer, which knows CDI; {other}.")
+            found.append(
+                f"Docker would be {names[0]} {comes}, wanted {_engine.DOCKER[0]} or newer, which knows CDI; {other}."
+            )
     return found
 
 
