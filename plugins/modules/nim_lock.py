@@ -61,7 +61,7 @@ options:
     type: float
     default: 1800
   take_over:
-    description: Id of a run that is known to be gone (RV(holder.run)), whose lease is not waited for.
+    description: Id of a run that is known to be gone (RV(holder) of an earlier call names it), whose lease is not waited for.
     type: str
     default: ""
   path:

@@ -18,7 +18,7 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import UnsupportedError
 from ansible_collections.baremetal.nim.plugins.module_utils import _benchmark
-from ansible_collections.baremetal.nim.plugins.module_utils._resolve import near
+from ansible_collections.baremetal.nim.plugins.module_utils._written import near
 
 #: Options of the module that the stage sets by itself, each with what to say instead.
 SET_BY_THE_STAGE = {
