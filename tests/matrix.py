@@ -143,9 +143,9 @@ def record(version: versions.Version) -> str:
     """Whether versions.txt tells the Python that a version has just run on."""
     found = versions.ask(os.path.realpath(ROOT / toolbox(version.name) / "bin/python"))
     python = versions.text(found.number[:2]) if found else "of another kind"
-    if python == version.ran[-1]:
+    if python in version.ran:
         return f"matrix: {version.title} passed on Python {python}, as tests/versions.txt says"
-    return f"matrix: {version.title} passed on Python {python}: write that as the last of ran into tests/versions.txt, then make docs"
+    return f"matrix: {version.title} passed on Python {python}: add that to ran in tests/versions.txt, then make docs"
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -158,9 +158,9 @@ class SlicedAction(ActionBase):
             max_wait = length if resume else min(length, _FIRST_SLICE)
             # The clock of the controller counts: it knows of the time between the slices.
             slice_args = dict(args, max_wait=max_wait, resume=dict(resume, elapsed=elapsed, **sign))
-            result: dict[str, Any]
             try:
-                result = self._execute_module(module_name=self.module, module_args=slice_args, task_vars=task_vars)
+                answer = self._execute_module(module_name=self.module, module_args=slice_args, task_vars=task_vars)
+                result = cast("dict[str, Any]", answer)
                 if result.get("unreachable"):
                     raise AnsibleConnectionFailure(str(result.get("msg") or "unreachable"))
             except AnsibleAuthenticationFailure:
