@@ -12,7 +12,7 @@ import pathlib
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _gpus, _occupancy, _preflight
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_nvidia_smi
-from ansible_collections.baremetal.nim.plugins.module_utils._resolve import resolve_services
+from ansible_collections.baremetal.nim.plugins.module_utils._resolve import ResolveError, resolve_services
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
 #: An H200 on which the service llama serves.
@@ -221,7 +221,8 @@ def test_another_service_of_the_play_is_no_stranger():
     seen = host(gpu(0, process(3411, 131706, service="llama")), gpu(1), services=runs("llama"))
     assert verdict(seen, spec("llama", gpus=[1]), spec("phi", gpus=[0], port=8001)) == []
     assert verdict(seen, spec("llama", state="absent"), spec("phi", gpus=[0], port=8001)) == []
-    assert "service llama, which nim_services does not list" in refused(seen, spec("phi", gpus=[0], port=8001))
+    with pytest.raises(ResolveError, match="nim-llama.service, which runs on this host and is not in nim_services"):
+        verdict(seen, spec("phi", gpus=[0], port=8001))
 
 
 def test_who_is_seen_beside_the_service_is_a_stranger_all_the_same():
