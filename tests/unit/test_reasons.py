@@ -177,6 +177,7 @@ def test_preflight_refuses_with_a_line_for_each_reason(tmp_path):
         "preflight_host": driver_states.host("Debian", "13"),
         "__preflight_problems": problems,
         "__preflight_unknown": [],
+        "__preflight_transactions": [],
         **AWAY,
     }
     code, told = play_role(tmp_path, "preflight", given, tasks="verify")
