@@ -127,8 +127,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._deployment import p
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
 
 MOUNTINFO = "/proc/self/mountinfo"
-#: Seconds that a cache may take to be measured, and an image to be removed.
-WALK_SECONDS = 900
+#: Seconds that the file system of the caches may take to answer, and a cache to be measured, or an image to be removed.
+LOOK_SECONDS, WALK_SECONDS = 30, 900
 #: Engine to the program that tells that it is there: `docker` alone may be another name of podman.
 ENGINES = {"docker": "dockerd", "podman": "podman"}
 #: Podman tells bytes in JSON only, Docker only outside of it.
@@ -425,6 +425,14 @@ class Host:
 
     def prune(self) -> dict[str, Any]:
         """All of it; who uses what is known before anything is removed."""
+        try:
+            _command.apart(lambda: os.path.isdir(self.root), LOOK_SECONDS)
+        except _command.Silence as silence:
+            mount = _command.mount_of(self.root, read("/proc/mounts"))
+            self.fail(
+                f"{self.root} ({mount}): {silence}, wanted to see what lies there. Nothing was removed.",
+                "cat /proc/mounts",
+            )
         own = [self.own(name) for name in ("services", "previous", "staged")]
         refusal = _prune.refusal(self.root, os.path.realpath(self.root), own)
         if not refusal and not shutil.rmtree.avoids_symlink_attacks:

@@ -38,7 +38,7 @@ def bin_dir(tmp_path, monkeypatch):
     monkeypatch.setattr(_command, "SECONDS", {})
     monkeypatch.setattr(_command, "_GRACE", 0.2)
     monkeypatch.setattr(_command, "job_seconds", lambda *_limits: 0.5)
-    for module in (nim_cache, nim_share):
+    for module in (nim_cache, nim_prune, nim_share):
         monkeypatch.setattr(module, "LOOK_SECONDS", 0.5)
     monkeypatch.setattr(
         AnsibleModule,
@@ -146,6 +146,13 @@ def test_prune_that_an_engine_does_not_tell_of(call, bin_dir, tmp_path):
         "docker ps did not answer within 0.5 s and was ended; wanted to know what is in use. Nothing was removed."
     )
     assert "Next: systemctl status docker" in message
+
+
+def test_prune_of_caches_on_a_server_that_is_gone(call, tmp_path, monkeypatch):
+    sleepy(monkeypatch, "stat", str(tmp_path / "cache_root"))
+    folders = {name: str(tmp_path / name) for name in ("cache_root", "host_dir", "unit_dir", "quadlet_dir")}
+    message = call(nim_prune, services=[], **folders)
+    assert "no answer within 0.5 s" in message and "Nothing was removed. Next: cat /proc/mounts" in message
 
 
 def test_way_back_that_systemd_does_not_go(call, bin_dir, tmp_path):
