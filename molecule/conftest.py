@@ -11,6 +11,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,11 +34,15 @@ MODEL = "meta/llama-3.1-8b-instruct"
 
 
 def play(
-    playbook: str, *args: str, extra: dict[str, Any] | None = None, limit: str = ""
+    playbook: str,
+    *args: str,
+    extra: dict[str, Any] | None = None,
+    limit: str = "",
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a playbook of the collection on the lab; the caller looks at the exit status."""
-    done = subprocess.run(play_command(playbook, *args, extra=extra, limit=limit), cwd=ROOT, env=play_environment(), text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    done = subprocess.run(play_command(playbook, *args, extra=extra, limit=limit), cwd=ROOT, env=environment or play_environment(),
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
     # What it names will not work with the next ansible-core.
     assert "[DEPRECATION WARNING]" not in done.stdout, done.stdout
     return done
@@ -68,12 +73,64 @@ def play_and_kill(playbook: str, at: str, delay: float, extra: dict[str, Any], l
     return "".join(seen)
 
 
+class Running:
+    """A playbook that goes on while the test does something else. What it has printed so far is in ``seen``."""
+
+    def __init__(
+        self, playbook: str, extra: dict[str, Any], limit: str, environment: dict[str, str] | None = None
+    ) -> None:
+        self.seen = ""
+        self.process = subprocess.Popen(play_command(playbook, extra=extra, limit=limit), cwd=ROOT, text=True,
+                                        env=environment or play_environment(), stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.seen += line
+
+    def wait_for(self, words: str, seconds: float = 300) -> None:
+        """Waits until it has printed WORDS."""
+        deadline = time.monotonic() + seconds
+        while words not in self.seen:
+            over = self.process.poll() is not None or time.monotonic() > deadline
+            if over and words not in self.seen:
+                raise AssertionError(f"never printed {words!r}:\n{self.seen}")
+            time.sleep(0.1)
+
+    def finish(self) -> tuple[int, str]:
+        """Exit status and all that was printed."""
+        code = self.process.wait()
+        self.reader.join()
+        return code, self.seen
+
+    def kill(self) -> str:
+        """Kills it (SIGKILL, the whole group); what it had printed."""
+        # One that has ended may have left its number to another.
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.finish()[1]
+
+
 def play_environment() -> dict[str, str]:
     """The environment of play(): the checkout's settings, not molecule's."""
     # Whoever starts the tests may have told Python not to buffer; users' shells have not.
     drop = ("ANSIBLE_", "MOLECULE_", "PYTHONUNBUFFERED")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
     return {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+
+
+def unconfigured_environment() -> dict[str, str]:
+    """The environment of somebody who has installed the collection and configured nothing: no pipelining, above all."""
+    empty = lab.STATE / NAME / "empty.cfg"
+    empty.write_text("")
+    return {
+        **play_environment(),
+        "ANSIBLE_CONFIG": str(empty),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".venv/collections"),
+    }
 
 
 def service(hostname: str, **changes: Any) -> dict[str, Any]:

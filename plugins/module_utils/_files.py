@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,10 +30,23 @@ def facts(path: str) -> dict[str, Any] | None:
     return {"kind": kind, "mode": stat.S_IMODE(found.st_mode), "owner": (found.st_uid, found.st_gid), "data": data}
 
 
+def waiting_name(path: str) -> str:
+    """What a file is called until it goes into its place: always the same, so that the next writer finds what a killed one left."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
+
+
+def forget(path: str) -> None:
+    """Removes what a killed writer left beside a place; it may be a secret."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(waiting_name(path))
+
+
 def beside(path: str, data: bytes, mode: int) -> str:
     """Writes DATA next to PATH, down to the disk; returns the name. The directory's kind of label is the file's."""
+    scratch = waiting_name(path)
     try:
-        handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+        forget(path)
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     try:

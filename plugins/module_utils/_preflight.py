@@ -515,8 +515,8 @@ def _logins(host: Mapping[str, Any], services: list[dict[str, Any]]) -> list[Pro
             told = (
                 f"uid {uid}, as which the containers of {', '.join(names)} run, is also that of {user['name']}, who logs in to this host"
                 f" ({user['shell']}), wanted nobody's: {user['name']} can read their environment in /proc, with the key in it while weights are"
-                " staged and where a service says key_at_runtime, and can change their caches. Give the user another uid, or, with Podman, the"
-                " containers others by userns: true."
+                " staged and where a service says key_at_runtime, and can change their caches. Give the user another uid"
+                f" (usermod -u), or take {user['name']}'s login away; docs/security.md says more."
             )
             problems.append(_problem("login_uid", told, "warning"))
     return problems

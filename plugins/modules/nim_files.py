@@ -96,6 +96,7 @@ removed:
 
 import base64
 import binascii
+import contextlib
 import os
 import re
 import shutil
@@ -203,6 +204,10 @@ class Files:
         if self.module.check_mode:
             return
         _files.write(differing)
+        for path in self.params["absent"]:
+            # It may be the directory that is gone.
+            with contextlib.suppress(OSError):
+                _files.forget(path)
         self.done = self.written
         if self.module.selinux_enabled():
             for path in self.written:

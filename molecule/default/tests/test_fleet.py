@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pathlib
+import random
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
@@ -15,6 +18,7 @@ from conftest import (
     ENGINE,
     MODEL,
     NAME,
+    Running,
     ask,
     container_id,
     eventually,
@@ -23,6 +27,7 @@ from conftest import (
     play,
     served_key,
     service,
+    unconfigured_environment,
     url,
     vendor_call,
     weight_requests,
@@ -248,7 +253,7 @@ def test_benchmark_measures_and_reports(hosts, tmp_path):
 
 
 def test_key_is_found_nowhere(hosts):
-    """Stages and deploys anew under a watch on all processes and containers, as loud as Ansible can be.
+    """Stages and deploys anew under a watch on all processes and containers, as loud as Ansible can be, and as it is without a configuration.
 
     On one host the service gets the key, on the other it does not.
     """
@@ -262,7 +267,12 @@ def test_key_is_found_nowhere(hosts):
         "gpu01": [service("gpu01", **changes)],
         "gpu02": [service("gpu02", gpus=[1], key_at_runtime=True, **changes)],
     }
-    run = play("site", "-vvv", extra={"specs": specs, "nim_services": "{{ specs[inventory_hostname] }}"})
+    run = play(
+        "site",
+        "-vvv",
+        extra={"specs": specs, "nim_services": "{{ specs[inventory_hostname] }}"},
+        environment=unconfigured_environment(),
+    )
     for host in hosts.values():
         host.check_output("touch /run/watch-stop")
     assert run.returncode == 0, run.stdout[-4000:]
@@ -271,6 +281,39 @@ def test_key_is_found_nowhere(hosts):
         eventually(lambda host=host: host.file("/run/watch-log").exists)
         has_no_key(host, serves_with_it=name == "gpu02")
     play("site")
+
+
+def key_files(host, folders):
+    """Files below folders of a host with the key in them, as it is or as a module gets the content of a file."""
+    packed = base64.b64encode(f"{lab.LAB_KEY}\n".encode()).decode()
+    return host.run(f"grep -rlF -e nvapi- -e '{packed}' {folders}").stdout.split()
+
+
+def left_behind(host):
+    """Files with the key where the login user, or everybody, gets at them; the home of root is the login of nobody."""
+    return key_files(host, "/home /tmp /var/tmp /root/.ansible")
+
+
+def test_a_killed_run_leaves_no_key(hosts):
+    """Killed at random while the key is on its way, by Ansible as it is without a configuration: one that pipelines nothing by itself."""
+    host, seed = hosts["gpu02"], time.time_ns()
+    print(f"seed {seed}")
+    # A time to wait is no secret.
+    dice = random.Random(seed)  # noqa: S311
+    for number, at in enumerate(("Log in to the registry", "Stage image and weights", "Write the files of llama")):
+        host.check_output(f"rm -f {CACHE}/.baremetal-nim.json /root/.docker/config.json")
+        spec = service("gpu02", gpus=[1], key_at_runtime=True, env={"LAB_TEST": f"killed-{number}"})
+        run = Running("services", {"nim_services": [spec]}, "gpu02", unconfigured_environment())
+        run.wait_for(at)
+        time.sleep(dice.uniform(0, 2))
+        seen = run.kill()
+        assert lab.LAB_KEY not in seen, at
+        assert left_behind(host) == [], (at, seen)
+    run = play("services", limit="gpu02")
+    assert run.returncode == 0, run.stdout
+    assert left_behind(host) == [] and host.run("ls /run/nim/*.key").rc != 0
+    # Only root gets at the file of a service; it stays as long as a deployment that is kept may need it.
+    assert set(key_files(host, "/etc /run/nim /var/lib/nim /root")) <= {"/etc/nim/llama.key"}
 
 
 def has_no_key(host, serves_with_it):
@@ -288,7 +331,8 @@ def has_no_key(host, serves_with_it):
     ):
         assert secret not in host.check_output(command), command
     assert host.run("ls /run/nim/*.key").rc != 0, "the key's file was left behind"
-    found = host.run("grep -rlF nvapi- /etc /run/nim /var/lib/nim /tmp /root").stdout.split()
+    found = key_files(host, "/etc /run/nim /var/lib/nim /root")
+    assert left_behind(host) == []
     assert served_key(host) == (secret if serves_with_it else "")
     copies = ["/etc/nim/llama.key", *(["/run/nim/llama/ngc_api_key"] if ENGINE == "docker" else [])]
     assert sorted(found) == (copies if serves_with_it else [])

@@ -854,7 +854,7 @@ def test_login_with_the_number_of_containers_is_told_once():
     )
     assert (
         "with the key in it while weights are staged and where a service says key_at_runtime" in told
-        and "userns: true" in told
+        and "usermod -u" in told
     )
 
 

@@ -220,3 +220,17 @@ def test_bytes_that_are_no_text(call, tmp_path):
     item = {"path": str(tmp_path / "x"), "content": base64.b64encode(b"\xff\x00\xfe").decode()}
     assert call(files=[item])["changed"] and not call(files=[item])["changed"]
     assert (tmp_path / "x").read_bytes() == b"\xff\x00\xfe"
+
+
+def test_what_a_killed_run_left_beside_a_file_goes(call, service, tmp_path):
+    """It may be a secret, and what is called by chance is found by nobody."""
+    left = tmp_path / "etc/nim/.llama.key.new"
+    call(**service)
+    left.write_text(KEY)
+    service["files"][2] = file(tmp_path / "etc/nim/llama.key", f"{KEY}2\n", mode="0600", secret=True)
+    call(**service)
+    assert not left.exists()
+    left.symlink_to(tmp_path / "elsewhere")
+    call(absent=[str(tmp_path / "etc/nim/llama.key"), str(tmp_path / "nowhere/at/all")])
+    assert not os.path.lexists(left) and not (tmp_path / "elsewhere").exists()
+    assert [path.name for path in (tmp_path / "etc/nim").iterdir()] == ["llama.env"]
