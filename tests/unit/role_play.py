@@ -75,7 +75,11 @@ def play_role(
     the PATH. environment: what is added to it. play: further keys of the play.
     """
     task = {"name": f"baremetal.nim.{role}", "tasks_from": tasks}
-    book = [{"hosts": "all", "gather_facts": False, **(play or {}), "tasks": [{"ansible.builtin.include_role": task}]}]
+    play = dict(play or {})
+    # Plays beside each other on this machine are no two runs on one host.
+    leases = {"baremetal.nim.nim_lock": {"path": str(folder / "lock.d")}}
+    play["module_defaults"] = {**leases, **play.get("module_defaults", {})}
+    book = [{"hosts": "all", "gather_facts": False, **play, "tasks": [{"ansible.builtin.include_role": task}]}]
     (folder / "play.yml").write_text(json.dumps(book))
     (folder / "vars.json").write_text(json.dumps(dict(variables)))
     collections = next(

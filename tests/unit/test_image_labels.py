@@ -21,6 +21,19 @@ RECORDED = json.loads((FIXTURES / "h200" / "gpu_host_info.json").read_text())
 HOST = {
     **RECORDED,
     "gpus": [{**RECORDED["gpus"][0], "index": number, "uuid": f"GPU-{number}"} for number in range(8)],
+    "engine": {
+        **RECORDED["engine"],
+        "masked": False,
+        "unit": True,
+        "by_hand": None,
+        "snap": False,
+        "rootless": [],
+        "flags": {},
+        "strangers": [],
+        "image_dir": "/var/lib/docker",
+        "client": True,
+        "config": {"path": "/etc/docker/daemon.json", "error": None, "refused": None, "keys": [], "link": False},
+    },
     "systemd": {"running": True, "version": 255},
     "time": 1795423100.0,
     "clock": {"least": -0.4, "most": 0.1},
@@ -130,7 +143,13 @@ def test_nothing_to_stage_runs_nothing_on_the_host(tmp_path, registry):
     staged = {"key": service["stage_key"], "image_reference": there}
     cache = {"uid": service["uid"], "gid": service["gid"], "staged": staged}
     host["services"] = {"undecided": {"cache": cache}}
-    variables = {**AWAY, "preflight_host": host, "nim_services": given, "nim_cache_root": str(tmp_path)}
+    variables = {
+        "__preflight_transactions": [],
+        **AWAY,
+        "preflight_host": host,
+        "nim_services": given,
+        "nim_cache_root": str(tmp_path),
+    }
     code, told = play_role(tmp_path, "model_cache", variables)
     assert code == 0 and "changed=0 " in told and registry.requests == [], told
 
@@ -144,7 +163,12 @@ def preflight(tmp_path, registry):
 
     def run(host, connection, **pins):
         given = {"nvidia_driver_source": "preinstalled", "nim_services": services(registry, pins), **connection}
-        return play_role(tmp_path, "preflight", {**given, "preflight_host": host}, tasks="verify")
+        return play_role(
+            tmp_path,
+            "preflight",
+            {**given, "preflight_host": host, "__preflight_transactions": []},
+            tasks="verify",
+        )
 
     return run
 

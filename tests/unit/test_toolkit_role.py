@@ -117,7 +117,10 @@ def test_rootless_is_set_once(play, tmp_path, config):
     given = {**HERE, "__nvidia_container_toolkit_config": str(tmp_path / "config.toml")}
     code, told, calls = play(states.host(), "rootless", {"nvidia-ctk": NVIDIA_CTK}, **given)
     assert code == 0 and "changed=1 " in told, told
-    assert calls == ["config --set=nvidia-container-cli.no-cgroups --in-place"]
+    # A host that another run had meanwhile is read again, which asks for the version.
+    assert [call for call in calls if call != "--version"] == [
+        "config --set=nvidia-container-cli.no-cgroups --in-place"
+    ]
     code, told, calls = play(states.host(), "rootless", {"nvidia-ctk": NVIDIA_CTK}, **given)
     assert code == 0 and "changed=0 " in told, told
-    assert len(calls) == 1
+    assert len([call for call in calls if call != "--version"]) == 1
