@@ -53,6 +53,12 @@ def deploy(**changes):
     return process.returncode, "".join(lines), ended - started if started else None
 
 
+def beside():
+    """The service of the host as it would share its GPU, and another one that is not staged. Both are listed: what is not is foreign."""
+    shared = {"gpu_shared": True, "env": {"NIM_KVCACHE_PERCENT": "0.4"}}
+    return [service(HOST, **shared), service(HOST, name="other", port=8001, **shared)]
+
+
 def snapshot(host):
     """What a refused change must not touch."""
     return host.check_output(
@@ -65,7 +71,7 @@ def snapshot(host):
 @pytest.mark.parametrize(
     ("fault", "failure_class", "evidence"),
     [
-        ("crash_at_start", "crash_loop", "Traceback"),
+        ("crash_at_start", "crash_loop", "RuntimeError: Engine core initialization failed"),
         ("out_of_memory", "out_of_memory", "CUDA out of memory"),
         ("dead_engine", "dead_engine", "500"),
         ("wrong_model", "wrong_model", "meta/llama-3.1-8b-instruct"),
@@ -154,7 +160,7 @@ def test_wrong_key_is_refused_and_not_stored(host):
 def test_without_a_key_what_is_staged_runs_and_what_is_not_is_told(host):
     run = play("site", limit=HOST, extra={"ngc_api_key": ""})
     assert run.returncode == 0 and "changed=0 " in run.stdout, run.stdout
-    spec = {"nim_services": [service(HOST, name="other", port=8001)], "ngc_api_key": ""}
+    spec = {"nim_services": beside(), "ngc_api_key": ""}
     run = play("services", limit=HOST, extra=spec)
     assert run.returncode != 0, run.stdout
     assert '"failure_class": "auth"' in run.stdout and "NGC_API_KEY" in run.stdout, run.stdout
@@ -224,10 +230,10 @@ def test_unusable_cache(host, options, wanted):
     before = snapshot(host)
     host.check_output(f"mkdir -p /var/lib/nim/cache/other && mount -t tmpfs -o {options} none /var/lib/nim/cache/other")
     try:
-        code, output, _seconds = deploy(name="other", port=8001)
-        assert code != 0
+        run = play("services", limit=HOST, extra={"nim_services": beside()})
+        assert run.returncode != 0
         for text in wanted:
-            assert text in output, output
+            assert text in run.stdout, run.stdout
         assert not host.file("/etc/systemd/system/nim-other.service").exists
         assert snapshot(host) == before
     finally:
