@@ -107,7 +107,9 @@ def test_upgrade_interrupts_clients_for_its_restart_only(host):
     assert [item["image"].rpartition(":")[2] for item in record(host)["history"]] == [OLD]
     stopped, proven = window(host, since)
     assert client.answers > 10
-    assert all(stopped <= ended <= proven for _began, ended in client.failures), (stopped, proven, client.failures)
+    # What was asked before the proof may fail a moment after it.
+    outside = [(began, ended) for began, ended in client.failures if ended < stopped or began > proven]
+    assert not outside, (stopped, proven, outside)
 
 
 @pytest.mark.parametrize(
