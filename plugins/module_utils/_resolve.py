@@ -28,6 +28,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._reasons import listed
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT as NO_CHAT_PROBES
+from ansible_collections.baremetal.nim.plugins.module_utils._verify_options import unread_options
 from ansible_collections.baremetal.nim.plugins.module_utils._written import (
     BOOLEANS,
     Entry,
@@ -136,7 +137,6 @@ VERIFY_TEXTS = (
     "language",
     "probes",
     "prompt",
-    "prompts",
     "url",
     "voice",
 )
@@ -568,6 +568,8 @@ class Service(Entry):
         if "probes" not in options and ("health" in contract["probes"] or re.search(WITHOUT_CHAT, name)):
             proofs = (probes for pattern, probes in PROOFS_WITHOUT_CHAT if re.search(pattern, name))
             options["probes"] = list(next(proofs, ("health",)))
+        for said in unread_options(options):
+            self.problem(said)
         return options
 
     def watchdog(self, contract: Mapping[str, Any], chats: bool, start_timeout: int) -> dict[str, Any]:

@@ -97,6 +97,17 @@ def test_a_proxy_that_keeps_streams_back_is_found_and_the_start_is_told_in_words
     assert re.search(r"gpu01: nim-llama (starting the engine|loading weights.*), \d+ s of", output), output
 
 
+def test_progress_shows_nothing_of_the_container_before(host):
+    """What that said last is in the journal of the unit, a moment before the words of the one that starts."""
+    code, output, _seconds = deploy(tag="2.0.5", env={"NIM_LAB_LOAD_SECONDS": "15"})
+    assert code == 0, output
+    lines = re.findall(r"gpu01: nim-llama \w+.*, \d+ s of [\d.]+ s(?:; last log: (.*))?", output)
+    life = host.check_output("systemctl show -p InvocationID --value nim-llama")
+    said = host.check_output(f"journalctl _SYSTEMD_INVOCATION_ID={life} -o cat --all --no-pager")
+    assert lines, output
+    assert [line for line in lines if line.removesuffix("...") not in said] == [], output
+
+
 def test_a_good_configuration_heals_what_a_bad_one_broke(host):
     code, output, _seconds = deploy()
     assert code == 0, output

@@ -266,6 +266,11 @@ def test_classic_service():
             {"verify": {"prompt": "What is 2 + 2?", "expect_regex": "4|four"}},
             id="verify",
         ),
+        pytest.param(
+            {"verify": {"prompts": [{"prompt": "What is 2 + 2?", "expect_regex": "4"}]}},
+            {"verify": {"prompts": [{"prompt": "What is 2 + 2?", "expect_regex": "4"}]}},
+            id="verify-prompts",
+        ),
         pytest.param({"watchdog": None}, {"watchdog": WATCHED}, id="watchdog-empty"),
         pytest.param({"watchdog": {}}, {"watchdog": WATCHED}, id="watchdog-empty-dictionary"),
         pytest.param({"watchdog": True}, {"watchdog": WATCHED}, id="watchdog-on"),
@@ -812,6 +817,16 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
             {"shm_size": "16g --privileged"},
             ["shm_size is '16g --privileged'", "such as 16g"],
             id="shm-size-with-option",
+        ),
+        pytest.param(
+            {"verify": {"probes": ["health"], "expect_regex": "a"}},
+            ["verify.expect_regex is read by no probe of health"],
+            id="verify-that-nobody-reads",
+        ),
+        pytest.param(
+            {"verify": {"prompts": [{"promt": "a"}]}},
+            ["verify.prompts[0] has the unknown key 'promt'", "Did you mean 'prompt'?"],
+            id="verify-prompts-misspelt",
         ),
         pytest.param({"verify": "hello"}, ["verify is str", "wanted a dictionary"], id="verify-string"),
         pytest.param(
