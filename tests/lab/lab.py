@@ -449,6 +449,10 @@ class Lab:
         self.wait(container, "systemctl", "is-active", "--quiet", "ssh")
         self.execute(container, "chown", "-R", "ops:ops", "/home/ops/.ssh")
         self.execute(container, "update-ca-certificates")
+        if converged:
+            # It was left serving, and tests begin with that.
+            ready = "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/v1/health/ready', timeout=2)"
+            self.wait(container, "python3", "-c", ready, seconds=300)
         return container
 
     def fill(self, container: Container, image: str, address: str) -> None:
