@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -120,7 +121,9 @@ class Plan:
 def turns(known: list[versions.Version], commit: str) -> list[versions.Version]:
     """The versions besides .venv's, the one whose turn it is first: each commit has its own."""
     others = [item for item in known[1:] if item.name != versions.HOSTS]
-    turn = int(commit[:8] or "0", 16) % len(others)
+    # Where git tells no commit, it is the turn of the first.
+    turn = int(commit[:8], 16) if re.fullmatch("[0-9a-f]{8,}", commit) else 0
+    turn %= len(others)
     return others[turn:] + others[:turn]
 
 

@@ -107,7 +107,7 @@ class Swap:
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
-        self.run = _command.Runner(lambda name: module.get_bin_path(name, opt_dirs=["/sbin", "/usr/sbin"]))
+        self.run = _command.Runner(module.get_bin_path)
         self.proc_root = module.params["proc_root"]
         self.state_file = module.params["state_file"]
         self.result: dict[str, Any] = {"changed": False, "error": None, "stopped": [], "started": []}

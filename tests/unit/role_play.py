@@ -40,6 +40,8 @@ def surroundings(folder: pathlib.Path, programs: pathlib.Path | None = None) -> 
         # Ansible runs in no other.
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_NOCOLOR": "1",
+        # A socket for each connection would have a path longer than a socket's may be.
+        "ANSIBLE_SSH_ARGS": "-o ControlMaster=no -o ControlPath=none",
         "ANSIBLE_LOCAL_TEMP": str(folder / "ansible"),
         "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
     }
