@@ -8,6 +8,8 @@ core=$("$1/bin/python" -c 'import ansible.release; print(ansible.release.__versi
 shift
 payload=$(mktemp -d)
 trap 'rm -rf "$payload"' EXIT
+# Some tests are run by nobody.
+chmod 0755 "$payload"
 mkdir "$payload/ansible"
 : > "$payload/ansible/__init__.py"
 ln -s "$sent" "$payload/ansible/module_utils"

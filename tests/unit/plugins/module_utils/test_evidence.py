@@ -256,7 +256,7 @@ def test_two_processes_that_write_at_a_time_are_told_apart():
         [line.replace("(APIServer pid=1)", "(A pid=1)") for line in PYDANTIC],
         [f"(B pid=2) {line}" for line in CHAINED[8:]],
     )
-    both = [line for pair in zip(one, two, strict=False) for line in pair] + two[len(one) :]
+    both = [line for pair in zip(one, two) for line in pair] + two[len(one) :]
     folded = _evidence.fold(both)
     assert [line for line in folded if line.startswith("(A")] == [one[1], *one[3:]]
     assert [line for line in folded if line.startswith("(B")] == [two[2], two[-1]]

@@ -230,4 +230,4 @@ def test_size_of_shared_memory_in_bytes():
 def test_options_of_roles(options, said):
     found = _written.option_problems(options, {"version": "x_version"})
     assert len(found) == len(said)
-    assert all(problem.startswith(words) for problem, words in zip(found, said, strict=True))
+    assert all(problem.startswith(words) for problem, words in zip(found, said))

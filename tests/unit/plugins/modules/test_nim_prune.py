@@ -378,7 +378,7 @@ def stored(host, *images):
     host.write(f"bin/{host.engine}.root", f"{root}\n")
     host.images(*(reference for reference, _layers in images))
     inspected = json.loads((host.bin / f"{host.engine}.inspected").read_text())
-    for item, (_reference, layers) in zip(inspected, images, strict=True):
+    for item, (_reference, layers) in zip(inspected, images):
         item["RootFS"] = {"Layers": list(layers)}
         item["Size"] = sum(layers.values())
         made = [*((size, f"RUN {name}") for name, size in layers.items()), (0, "ENV A=b")][::-1]
