@@ -179,9 +179,10 @@ def test_a_killed_run_leaves_no_key_behind(tmp_path, stalled, pipelining):
     ) as process:
         try:
             # The module is at work: it has called.
-            stalled.accept()
-            time.sleep(0.2)
-            found = left(tmp_path)
+            call, _address = stalled.accept()
+            with call:
+                time.sleep(0.2)
+                found = left(tmp_path)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     found += left(tmp_path)
