@@ -126,8 +126,9 @@ def test_what_ended_a_step_counts_and_not_what_there_was_most_of(call):
 
 
 def test_a_benchmark_that_is_out_of_time_tells_what_it_measured(call):
-    with steady(ttft=0.1) as url:
-        result = call(url, concurrency=[1, 2, 4], requests=5, timeout=1.2, gates=[{"metric": "ttft_ms", "max": 60000}])
+    with steady(ttft=0.5) as url:
+        # The first level takes 2.5 s, all of them 5 s.
+        result = call(url, concurrency=[1, 2, 4], requests=5, timeout=4, gates=[{"metric": "ttft_ms", "max": 60000}])
     assert result["failure_class"] == "slow" and "did not end within" in result["msg"]
     assert [step["level"] for step in result["steps"]] == [1, 2][: len(result["steps"])] and result["steps"]
     assert result["not_run"] and not result["gates"][-1]["passed"]
