@@ -300,10 +300,10 @@ def test_a_killed_run_leaves_no_key(hosts):
     print(f"seed {seed}")
     # A time to wait is no secret.
     dice = random.Random(seed)  # noqa: S311
+    under_way = "systemctl list-units --state=active,activating --no-legend 'nim-stage-*' 'nim-pull-*'"
     for number, at in enumerate(("Log in to the registry", "Stage image and weights", "Write the files of llama")):
         # What a killed run began to stage goes on without it, and would be found staged.
-        under_way = "systemctl list-units --state=active,activating --no-legend 'nim-stage-*' 'nim-pull-*'"
-        eventually(lambda host=host: host.check_output(under_way) == "", 120)
+        eventually(lambda: host.check_output(under_way) == "", 120)
         host.check_output(f"rm -f {CACHE}/.baremetal-nim.json /root/.docker/config.json")
         spec = service("gpu02", gpus=[1], key_at_runtime=True, env={"LAB_TEST": f"killed-{number}"})
         run = Running("services", {"nim_services": [spec]}, "gpu02", unconfigured_environment())
