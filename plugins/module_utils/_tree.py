@@ -58,28 +58,44 @@ def _enter(name: str, flags: int, descriptor: int | None, path: str) -> int:
         raise Planted(f"{path} is {what} of uid {facts.st_uid}") from error
 
 
-@contextlib.contextmanager
-def below(root: int, path: str, name: str, create: bool = False) -> Iterator[int | None]:
-    """A descriptor of the directory NAME (``a/b``; empty for ROOT itself) below ROOT, whose path is PATH; None where it is not there.
-
-    CREATE makes what is missing. Raises Planted and OSError.
-    """
+def _steps(root: int, path: str, name: str, create: bool) -> int:
     descriptor = os.dup(root)
-    there = True
-    try:
-        for part in [word for word in name.split("/") if word]:
-            path = os.path.join(path, part)
+    for part in [word for word in name.split("/") if word]:
+        path = os.path.join(path, part)
+        try:
             if create:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=descriptor)
-            try:
-                deeper = _enter(part, _DIRECTORY | os.O_NOFOLLOW, descriptor, path)
-            except FileNotFoundError:
-                there = False
-                break
+            deeper = _enter(part, _DIRECTORY | os.O_NOFOLLOW, descriptor, path)
+        finally:
             os.close(descriptor)
-            descriptor = deeper
-        yield descriptor if there else None
+        descriptor = deeper
+    return descriptor
+
+
+@contextlib.contextmanager
+def below(root: int, path: str, name: str) -> Iterator[int | None]:
+    """A descriptor of the directory NAME (``a/b``; empty for ROOT itself) below ROOT, whose path is PATH; None where it is not there.
+
+    Raises Planted and OSError.
+    """
+    try:
+        descriptor = _steps(root, path, name, create=False)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def made(root: int, path: str, name: str) -> Iterator[int]:
+    """The same; makes what is missing."""
+    descriptor = _steps(root, path, name, create=True)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -801,10 +801,10 @@ class HostReader:
         """All that the host knows of each NIM service, by name. FILES has the units, FOUND the containers, by engine; the wanted one last."""
         containers = {name: item for of_engine in found.values() for name, item in of_engine.items()}
         staging: dict[str, list[str]] = {}
-        for unit in sorted(units):
-            match = STAGING.fullmatch(unit)
-            if match and units[unit].get("Transient") == "yes":
-                staging.setdefault(match[1], []).append(unit)
+        for name in sorted(units):
+            match = STAGING.fullmatch(name)
+            if match and units[name].get("Transient") == "yes":
+                staging.setdefault(match[1], []).append(name)
         passing = {unit for of_service in staging.values() for unit in of_service}
         named = {
             unit[4:-8]: unit for unit in units if re.fullmatch(r"nim-[^@]+\.service", unit) and unit not in passing

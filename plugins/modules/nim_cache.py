@@ -399,7 +399,7 @@ class Stage(_transient.TransientUnits):
             if self.module.check_mode:
                 return
             os.umask(0o022)
-            with _tree.below(root, path, name, create=True) as there:
+            with _tree.made(root, path, name) as there:
                 facts = os.fstat(there)
                 try:
                     os.fchown(there, uid, gid)
@@ -463,14 +463,8 @@ class Stage(_transient.TransientUnits):
         A file system may refuse what the mode bits allow (read-only, NFS root squash), and refuse root what it allows others.
         """
 
-        def changed() -> dict[str, Any]:
-            os.setgroups([])
-            os.setgid(self.params["gid"])
-            os.setuid(self.params["uid"])
-            return work()
-
         try:
-            report: dict[str, Any] = _command.apart(changed, seconds)
+            report: dict[str, Any] = _command.as_user(self.params["uid"], self.params["gid"], work, seconds)
         except _command.Silence as silence:
             report = {"errno": errno.ETIMEDOUT, "error": str(silence), "path": self.params["path"]}
         except OSError as error:

@@ -181,7 +181,7 @@ def test_a_locks_file_may_go(cache):
 
 def test_directories_are_entered_by_descriptors(tmp_path):
     with _tree.opened(str(tmp_path)) as root:
-        with _tree.below(root, str(tmp_path), "a/b", create=True) as there:
+        with _tree.made(root, str(tmp_path), "a/b") as there:
             assert stat.S_ISDIR(os.fstat(there).st_mode)
         with _tree.below(root, str(tmp_path), "a/c") as there:
             assert there is None
@@ -191,9 +191,9 @@ def test_directories_are_entered_by_descriptors(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
-@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize("enter", [_tree.below, _tree.made])
 @pytest.mark.parametrize("place", ["a", "a/b"])
-def test_no_link_below_is_followed(tmp_path, place, create):
+def test_no_link_below_is_followed(tmp_path, place, enter):
     precious = tmp_path / "precious"
     precious.mkdir(mode=0o700)
     cache = tmp_path / "cache"
@@ -202,7 +202,7 @@ def test_no_link_below_is_followed(tmp_path, place, create):
     with (
         _tree.opened(str(cache)) as root,
         pytest.raises(_tree.Planted) as told,
-        _tree.below(root, str(cache), "a/b/c", create),
+        enter(root, str(cache), "a/b/c"),
     ):
         pass
     assert f"{cache / place} is a link to '{precious}' of uid {os.getuid()}" in str(told.value)
