@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 
 #: Reads the key from standard input, so that it is in no argument list, no environment of a container's configuration
@@ -32,7 +33,7 @@ def transient_unit(
         properties.append(f"StandardInput=file:{key_file}")
     if env_file:
         properties.append(f"EnvironmentFile={env_file}")
-    return [*command, *(f"--property={item}" for item in properties), "--", *argv]
+    return [*command, *(f"--property={item}" for item in properties), "--", *_gate.systemd_words(argv)]
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
