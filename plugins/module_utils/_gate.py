@@ -24,6 +24,8 @@ _STRAY = re.compile(
     + "".join(chr((plane << 16) + last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
     + "]"
 )
+#: Ends of names of variables that are one word.
+_ONE_WORD = ("_url", "_suite", "_version", "_kernel", "_image", "_helper", "_username")
 _CALLED = {"\x00": "a NUL", "\n": "a line break", "\r": "a carriage return", "\x1b": "an escape sequence"}
 #: Docker and systemd give :, %, $, quotes and spaces a meaning.
 _PART = r"/(?!\.\.?(?:/|$))[A-Za-z0-9._+@=,-]+"
@@ -77,6 +79,16 @@ def line_problem(name: str, text: str, lines: bool = False, hidden: bool = False
         return f"{name}{seen} has {found} in it, wanted {'' if lines else 'one line of '}plain text; take it out."
     size = len(text.encode())
     return f"{name}{seen} has {size} bytes, wanted {MOST_BYTES} at most." if size > MOST_BYTES else ""
+
+
+def variable_problem(name: str, text: str) -> str:
+    """Why a text cannot be a variable of a role that reaches a file or a command of a host; empty when it can. NAME tells its kind."""
+    wrong = line_problem(name, text)
+    if wrong or not name.endswith(_ONE_WORD):
+        return wrong
+    if text.startswith("-") or re.search(r"\s", text) or (name.endswith("_helper") and "/" in text):
+        return f"{name} is {shown(text)}, wanted one word that no program takes for an option."
+    return ""
 
 
 def directory_problem(name: str, path: Any, example: str, root: bool = False) -> str:

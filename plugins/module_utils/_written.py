@@ -138,6 +138,8 @@ def option_problems(
                 problems.append(number_problem(name, item, (written or {}).get(key)))
             else:
                 problems.append(text_problem(name, item, (written or {}).get(key)))
+            if isinstance(item, str):
+                problems.append(_gate.variable_problem(name, item))
     return [problem for problem in problems if problem]
 
 
