@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _foreign
 from ansible_collections.baremetal.nim.plugins.module_utils._events import Event
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._refusal import end_fault, error_fault, error_in
@@ -80,7 +81,7 @@ def chat_payload(
 def parse_json(request: str, body: str) -> Any:
     """Return the parsed body; Fault bad_response when it is not JSON."""
     try:
-        return json.loads(body)
+        return _foreign.parse_json(body)
     except ValueError:
         raise Fault("bad_response", f"{request} answered {shorten(body, 80)!r}", "JSON", [shorten(body)]) from None
 
@@ -338,7 +339,7 @@ def event_fault(event: Event) -> Fault:
     """Return what an event means that is an error by its form, whose words may be JSON or not."""
     words = event.error or event.data or ""
     try:
-        document = json.loads(words)
+        document = _foreign.parse_json(words)
     except ValueError:
         document = words
     return error_fault(STREAM, document if document else "an error without words")

@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _hardware
+from ansible_collections.baremetal.nim.plugins.module_utils import _foreign, _hardware
 
 #: Label that carries the hash of the configuration a NIM container was started with.
 CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
@@ -24,6 +24,7 @@ CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
 SERVICE_LABEL = "com.github.baremetal-nim.service"
 #: File, in a model cache, that says which weights were staged there completely.
 STAGED_MARKER = ".baremetal-nim.json"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
 
@@ -85,7 +86,8 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
     Raises ValueError when the text is not such a report.
     """
     try:
-        root = ET.fromstring(text)
+        # Names of processes are the words of strangers, and XML has no control characters.
+        root = ET.fromstring(_CONTROL.sub(" ", text))
     except ET.ParseError as error:
         raise ValueError(f"not a report of nvidia-smi -q -x: {error}") from error
     if root.tag != "nvidia_smi_log":
@@ -94,8 +96,8 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
     for index, gpu in enumerate(root.findall("gpu")):
         processes = [
             {
-                "pid": int(pid) if (pid := (process.findtext("pid") or "").strip()).isdigit() else 0,
-                "name": process.findtext("process_name"),
+                "pid": int(pid) if re.fullmatch("[0-9]{1,9}", pid := (process.findtext("pid") or "").strip()) else 0,
+                "name": name and _foreign.printable(name) if (name := process.findtext("process_name")) else name,
                 "used_mib": _mib(process.findtext("used_memory")),
                 **({"gpu_instance": instance} if (instance := _told(process.findtext("gpu_instance_id"))) else {}),
             }
@@ -240,7 +242,7 @@ def parse_marker(text: str) -> dict[str, Any] | None:
     is no image reference is no marker.
     """
     try:
-        marker = json.loads(text)
+        marker = _foreign.parse_json(text)
         return marker if _REFERENCE.fullmatch(marker["image_reference"]) else None
     except (ValueError, TypeError, KeyError):
         return None

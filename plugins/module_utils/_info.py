@@ -19,6 +19,7 @@ from typing import Any
 from ansible_collections.baremetal.nim.plugins.module_utils import _exposition
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json, printable
 
 #: What is asked besides the readiness, by the key of the result.
 PATHS = {
@@ -29,6 +30,8 @@ PATHS = {
     "manifest": "/v1/manifest",
     "metrics": "/v1/metrics",
 }
+#: Most entries of a list that are told of.
+_MOST = 1000
 #: Names of a measured value: NIM 2.x with vLLM (and vLLM before 0.12), NIM 1.x, SGLang. The first that is there counts.
 _GAUGES = {
     "requests_running": ("vllm:num_requests_running", "num_requests_running", "sglang:num_running_reqs"),
@@ -83,7 +86,7 @@ def read_models(body: Any) -> list[dict[str, Any]]:
         length = card.get("max_model_len")
         models.append(
             {
-                "id": card["id"],
+                "id": printable(card["id"]),
                 "root": _text(card.get("root")),
                 "parent": _text(card.get("parent")),
                 "owned_by": _text(card.get("owned_by")),
@@ -110,7 +113,7 @@ def read_metadata(body: Any) -> dict[str, Any]:
         "models": [
             {"short_name": _text(entry.get("shortName")), "url": _text(entry.get("modelUrl"))} for entry in models
         ],
-        "assets": [str(asset) for asset in _list(body.get("assetInfo"))],
+        "assets": [printable(str(asset)) for asset in _list(body.get("assetInfo"))],
         "repository_override": _text(body.get("repository_override")),
         "license": {
             **{key: _text(licence.get(key)) for key in ("name", "path", "sha", "url")},
@@ -144,9 +147,9 @@ def read_manifest(body: Any) -> dict[str, Any]:
         "file": _text(body.get("manifest_file")),
         "profiles": [
             {
-                "id": str(ident),
+                "id": printable(str(ident)),
                 "tags": {
-                    str(key): str(value)
+                    printable(str(key)): printable(str(value))
                     for key, value in (entry["tags"] if isinstance(entry.get("tags"), Mapping) else {}).items()
                 },
             }
@@ -176,7 +179,7 @@ def read_metrics(text: str) -> dict[str, Any]:
     usage = values(_KV_CACHE)
     finished: dict[str, float] = {}
     for sample in next((by_name[name] for name in _FINISHED if name in by_name), []):
-        reason = sample.labels.get("finished_reason") or "any"
+        reason = printable(sample.labels.get("finished_reason") or "any", 40)
         finished[reason] = finished.get(reason, 0) + sample.value
     latencies = {}
     for key, names in _LATENCIES.items():
@@ -220,11 +223,11 @@ def _mapping(body: Any) -> Mapping[str, Any]:
 
 
 def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return value[:_MOST] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return printable(value) if isinstance(value, str) and value else None
 
 
 def _short(body: Any) -> str:
@@ -282,6 +285,6 @@ def _refuse_strangers(result: Mapping[str, Any]) -> None:
 
 def _json(body: str) -> Any:
     try:
-        return json.loads(body)
+        return parse_json(body)
     except ValueError:
         raise ValueError(f"is no JSON: {shorten(body, 80)!r}") from None

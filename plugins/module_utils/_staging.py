@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _gate
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 
 #: Reads the key from standard input, so that it is in no argument list, no environment of a container's configuration
 #: and no file that the image's user could read; then becomes the image's own command.
@@ -123,7 +124,7 @@ def contract_problem(contract: str, image: Mapping[str, Any]) -> str:
     if not contract or not said or (said == NATIVE_PROTOCOL) == (contract == "native"):
         return ""
     right = "native" if said == NATIVE_PROTOCOL else "classic or llm"
-    return f"contract is {contract}, but the image's label {PROTOCOL_LABEL} is {said}, wanted contract: {right}."
+    return f"contract is {contract}, but the image's label {PROTOCOL_LABEL} is {shorten(str(said), 80)}, wanted contract: {right}."
 
 
 def image_reference(image: Mapping[str, Any], repository: str) -> str:

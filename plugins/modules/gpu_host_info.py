@@ -762,7 +762,7 @@ class HostReader:
             stat = os.stat(path)
         except OSError:
             return None
-        staged = kept or _host.parse_marker(self.read(marker) if os.path.isfile(marker) else "")
+        staged = kept or _host.parse_marker(self.read(marker) if _survey.is_small(marker) else "")
         return {
             "path": path,
             "uid": stat.st_uid,

@@ -281,12 +281,14 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _cache,
     _command,
     _evidence,
+    _gate,
     _lease,
     _names,
     _share,
     _staging,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, sentence, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable
 from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify, parse_journal
 
@@ -348,6 +350,8 @@ class Stage:
 
     def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
         """Leaves with what was seen, the cure and the next command."""
+        # Programs and file systems of the host say what images and registries told them.
+        text = printable(text)
         cure = CURES.get(failure_class, "Cure the cause, then run the play again.")
         evidence = evidence or []
         tail = "\n".join(f"  {line}" for line in evidence)
@@ -520,7 +524,7 @@ class Stage:
         """What this run of the unit has printed."""
         match = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID', '')}"
         out = self.run("journalctl", match, "-n", str(lines), "-o", "cat", "--no-pager")[1]
-        return out.splitlines()
+        return parse_journal(out)
 
     def forget(self, unit: str) -> None:
         """Stops and unloads a transient unit, however it ended."""
@@ -625,7 +629,7 @@ class Stage:
         lines = self.journal(state)
         self.forget(unit)
         if state.get("ActiveState") == "failed":
-            story = _evidence.read(parse_journal("\n".join(lines)))
+            story = _evidence.read(lines)
             known = classify(story.own) or classify(story.words)
             failure_class = known[0] if known else "staging_failed"
             culprit = known[1] if known else story.culprit or _staging.last_line(story.words)
@@ -798,6 +802,11 @@ class Stage:
             return self.carry(self.staging_unit(), self.staging(), argv)
         source = self.params["source"]
         if source:
+            if not _gate.is_host(source["address"]):
+                self.fail(
+                    f"the weights are at {_gate.shown(source['address'])}, wanted a name or an address (model_cache_address).",
+                    "staging_failed",
+                )
             argv = _share.copy_command(
                 source["address"], source["port"], self.params["path"], self.params["uid"], self.params["gid"]
             )
@@ -812,6 +821,9 @@ class Stage:
             return True
         if not self.params["prefetch"] and not self.params["prefetch_env"]:
             return True
+        wrong = _gate.key_problem("the key", key) if key else ""
+        if wrong:
+            self.fail(wrong, "auth")
         before = [self.engine, "rm", "--force", f"nim-stage-{self.params['name']}"]
         argv = _staging.stage_command(self.engine, self.params, image, bool(key))
         return self.carry(self.staging_unit(), self.staging(), argv, key, before, self.params["secret_env"])
