@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ansible_collections.baremetal.nim.plugins.module_utils._foreign import MOST_OF_A_LINE
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import line as printable_line
 
 ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S{1,2000} HTTP/\d')
 # Who wrote a line: vLLM's and Ray's processes, and torch's ranks.
@@ -203,8 +204,8 @@ def _fold(lines: Iterable[str]) -> list[tuple[_Line, bool]]:
 
 
 def _parsed(raw: str) -> _Line:
-    # However a line came here, no pattern looks at more of it.
-    raw = raw[:MOST_OF_A_LINE]
+    # However a line came here.
+    raw = raw if len(raw) <= MOST_OF_A_LINE and raw.isprintable() else printable_line(raw)
     source, text = "", raw
     # Of a worker in an engine in an actor; more is nobody's name.
     for _nested in range(5):

@@ -40,7 +40,7 @@ def line(raw: str, limit: int = MOST_OF_A_LINE) -> str:
     text = text.rstrip().rpartition("\r")[2]
     if not text.isprintable():
         text = "".join(char for char in text if char.isprintable() or char == "\t")
-    return f"{text}..." if len(raw) > limit and text else text
+    return f"{text[: limit - 3]}..." if len(raw) > limit and text else text
 
 
 def lines(text: str, most: int = 50000) -> list[str]:

@@ -50,7 +50,7 @@ UNIT_FORMAT = 3
 #: to take most of an hour.
 SECONDS_PER_GB = 10
 #: Raised with the watchdog's script and units, which hosts then get without a restart.
-WATCHDOG_FORMAT = 2
+WATCHDOG_FORMAT = 3
 #: Files of the watchdog on a host. They are in the record with those of the service, which does not depend on them.
 WATCHDOG_FILES = (
     "/usr/local/libexec/nim-watchdog",

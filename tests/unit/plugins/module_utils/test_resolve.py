@@ -68,7 +68,7 @@ def problems(*specs, host=HOST):
 #: The watchdog of a service that says nothing of it.
 WATCHED = {
     "enabled": True,
-    "format": 2,
+    "format": 3,
     "probe": "chat",
     "idle": 300,
     "timeout": 60,
