@@ -23,6 +23,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._refusal import end_
 
 # Of an answer that is no stream, so much is kept to see what it says.
 _KEPT = 4096
+#: Most bytes of an event. What is read with each of its parts again must not be long.
+_MOST_OF_AN_EVENT = 2**20
 
 
 def count_of(value: Any) -> int | None:
@@ -159,6 +161,10 @@ class Reading:
         line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
         cut = max(line_feeds + 2 if line_feeds >= 0 else 0, both + 4 if both >= 0 else 0)
         self._pending = data[cut:]
+        if len(self._pending) > _MOST_OF_AN_EVENT:
+            raise Fault(
+                "bad_response", f"an event of {STREAM} is longer than {_MOST_OF_AN_EVENT // 2**20} MiB", "one that ends"
+            )
         if cut:
             for event in sse_events((data[:cut],)):
                 self._event(event, at)

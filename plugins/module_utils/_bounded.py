@@ -20,12 +20,11 @@ try:
     from requests.adapters import HTTPAdapter
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 except ImportError:
-    # Who needs them says so in a message.
-    HTTPAdapter = HTTPConnectionPool = HTTPSConnectionPool = object
-    AVAILABLE = False
-else:
-    AVAILABLE = True
+    # Whose module needs them says so.
+    pass
 
+#: Seconds that a client has besides, which has a timeout itself.
+_MORE = 1.0
 #: The deadline of the request that this thread is in.
 _current = threading.local()
 
@@ -94,44 +93,32 @@ def _watch(sock: Any) -> None:
 
 
 def _watched(pool: Any) -> Any:
-    """A pool whose connections are ended by the deadline of who uses them."""
-    if not AVAILABLE:
-        return pool
+    """A pool whose connections tell of their socket as soon as there is one, and whenever it is used again."""
+    usual = pool.ConnectionCls
 
-    class Connection(pool.ConnectionCls):
-        """Tells of its socket as soon as there is one, and whenever it is used again."""
+    def _new_conn(self: Any) -> Any:
+        sock = usual._new_conn(self)
+        _watch(sock)
+        return sock
 
-        def _new_conn(self) -> Any:
-            sock = super()._new_conn()
-            _watch(sock)
-            return sock
+    def request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _watch(getattr(self, "sock", None))
+        return usual.request(self, *args, **kwargs)
 
-        def request(self, *args: Any, **kwargs: Any) -> Any:
-            _watch(getattr(self, "sock", None))
-            return super().request(*args, **kwargs)
+    def request_chunked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _watch(getattr(self, "sock", None))
+        return usual.request_chunked(self, *args, **kwargs)
 
-        def request_chunked(self, *args: Any, **kwargs: Any) -> Any:
-            _watch(getattr(self, "sock", None))
-            return super().request_chunked(*args, **kwargs)
-
-    class Pool(pool):
-        """A pool of such connections."""
-
-        ConnectionCls = Connection
-
-    return Pool
+    own = {"_new_conn": _new_conn, "request": request, "request_chunked": request_chunked}
+    return type("Pool", (pool,), {"ConnectionCls": type("Connection", (usual,), own)})
 
 
-_POOLS = {"http": _watched(HTTPConnectionPool), "https": _watched(HTTPSConnectionPool)}
-
-
-class Adapter(HTTPAdapter):
-    """What a session of requests sends by."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Has the pools above."""
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = dict(_POOLS)
+def adapter() -> HTTPAdapter:
+    """What a session of requests sends by, whose connections end with the deadline of the thread that uses them."""
+    made = HTTPAdapter()
+    pools = {"http": _watched(HTTPConnectionPool), "https": _watched(HTTPSConnectionPool)}
+    made.poolmanager.pool_classes_by_scheme = pools
+    return made
 
 
 def apart(seconds: float, work: Callable[[], Any], faults: tuple[type[BaseException], ...]) -> Any:
@@ -150,9 +137,10 @@ def apart(seconds: float, work: Callable[[], Any], faults: tuple[type[BaseExcept
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(min(seconds, threading.TIMEOUT_MAX))
+    # A little more, so that an error of the client's own tells first.
+    thread.join(min(seconds + _MORE, threading.TIMEOUT_MAX))
     if failed:
         raise failed[0]
     if not found:
-        raise socket.timeout(f"no whole answer within {seconds:g} s")
+        raise socket.timeout("timed out")
     return found[0]

@@ -82,7 +82,7 @@ class Endpoint:
         # A proxy or a .netrc in the environment is not meant for the service on this host.
         self._session.trust_env = False
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _bounded.Adapter())
+            self._session.mount(scheme, _bounded.adapter())
         self._session.verify = verify
         self._session.cert = cert
         if verify is False:
@@ -105,7 +105,9 @@ class Endpoint:
             # Whatever answers nonsense, or too much, may yet give way to the endpoint.
             if fault.failure_class == "tls":
                 raise
-            return None, str(fault).rpartition(", wanted ")[0] if fault.failure_class == "bad_response" else f"no answer within {timeout:g} s"
+            return None, str(fault).rpartition(", wanted ")[
+                0
+            ] if fault.failure_class == "bad_response" else f"no answer within {timeout:g} s"
         if response.status_code in (401, 403):
             refused = http_fault("GET " + path, response.status_code, _text(response), response.headers)
             if refused:
@@ -167,7 +169,9 @@ class Endpoint:
                     text = _text(self._read(response, request))
                     raise http_fault(request, response.status_code, text, response.headers) or _no_stream(kind, text)
                 # A chunk is passed on as soon as it is whole, and in parts where it is longer.
-                yield sse_events(self._in_time(response.iter_content(chunk_size=65536), start, request, _MOST_OF_A_STREAM))
+                yield sse_events(
+                    self._in_time(response.iter_content(chunk_size=65536), start, request, _MOST_OF_A_STREAM)
+                )
 
     def send(self, method: str, path: str, **kwargs: Any) -> requests.Response:
         """Send one request and return the whole answer, whatever its status. kwargs: as requests takes them."""
@@ -191,7 +195,7 @@ class Endpoint:
             if size > _MOST:
                 raise _too_long(request, _MOST)
         # As requests does it itself, which reads all there is.
-        response._content, response._content_consumed = b"".join(body), True
+        response._content = b"".join(body)
         return response
 
     def look(self, path: str) -> tuple[int | None, str, str | None]:

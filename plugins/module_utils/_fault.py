@@ -51,6 +51,10 @@ CURES = {
 }
 
 
+#: What is raised where an answer is of a shape that nobody thought of. One endpoint's must not hide what the others said.
+UNFORESEEN = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+
 class Fault(Exception):
     """A definite failure.
 

@@ -38,12 +38,13 @@ _ULIMIT = re.compile(r"[a-z]{1,20}=-?[0-9]{1,19}(?::-?[0-9]{1,19})?")
 #: A name or an address of a host; of a link-local address, the interface as well.
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]{1,15})?")
 #: What Linux calls the parts of root's power (capabilities(7)).
-CAPABILITIES = (
+_CAPABILITIES = (
     "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID"
     " IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW"
     " PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE"
     " SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
-).split()
+)
+CAPABILITIES = tuple(_CAPABILITIES.split())
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -103,7 +104,9 @@ def file_problem(name: str, path: str) -> str:
     """Why a text is no path of something on a host, empty when it is: Ansible puts variables of the environment in the place of $X."""
     if path.startswith("/") and len(path) <= MOST_OF_A_PATH and "$" not in path and not stray(path):
         return ""
-    return f"{name} is {shown(path)}, wanted the absolute path of a tarball or directory on the host, of plain characters."
+    return (
+        f"{name} is {shown(path)}, wanted the absolute path of a tarball or directory on the host, of plain characters."
+    )
 
 
 def is_gpu(name: str) -> bool:

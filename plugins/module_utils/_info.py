@@ -18,7 +18,7 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _exposition
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import UNFORESEEN, Fault, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json
 from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable as _printable
 
@@ -271,7 +271,9 @@ def ask(endpoint: Endpoint, ready_path: str) -> dict[str, Any]:
             try:
                 data = read_metrics(body) if key == "metrics" else _READERS[key](_json(body))
             except ValueError as exc:
-                problem = str(exc)
+                problem = shorten(str(exc), 500)
+            except UNFORESEEN as exc:
+                problem = f"cannot be read: {shorten(repr(exc))}"
         result["responses"][key] = {"path": path, "status": status, "problem": problem}
         result[key] = problem is None if key == "live" else data
     _refuse_strangers(result)

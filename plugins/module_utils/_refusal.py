@@ -78,7 +78,8 @@ _NGINX_LIMIT = re.compile(
 )
 # What a page does not show; one that is never closed hides nothing.
 _HIDDEN = tuple(
-    (re.compile(rf"<{name}\b", re.IGNORECASE), re.compile(rf"</{name}>", re.IGNORECASE)) for name in ("head", "style", "script")
+    (re.compile(rf"<{name}\b", re.IGNORECASE), re.compile(rf"</{name}>", re.IGNORECASE))
+    for name in ("head", "style", "script")
 )
 _TAG = re.compile(r"<[^<>]*>")
 #: So much of a page is looked at. Those of proxies have a few hundred bytes.

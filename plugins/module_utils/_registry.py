@@ -73,7 +73,9 @@ def token_url(realm: str, parameters: Mapping[str, str], repository: str, regist
     try:
         address = urllib.parse.urlsplit(realm)
     except ValueError as error:
-        raise RegistryError(f"the registry sends to {_gate.shown(realm, 300)} for a token, which is no address: {error}") from error
+        raise RegistryError(
+            f"the registry sends to {_gate.shown(realm, 300)} for a token, which is no address: {error}"
+        ) from error
     local = address.scheme == "http" and address.netloc == registry and is_local(registry)
     if not (address.scheme == "https" or local) or "@" in address.netloc:
         raise RegistryError(

@@ -145,7 +145,9 @@ VERIFY_TEXTS = (
 )
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 #: No longer than any registry takes it.
-_IMAGE = re.compile(r"(?=.{1,400}$)(?P<registry>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
+_IMAGE = re.compile(
+    r"(?=.{1,400}$)(?P<registry>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)"
+)
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -510,7 +512,9 @@ class Service(Entry):
             return list(contract["ulimits"])
         wrong = [item for item in given if not _gate.is_ulimit(item)] if isinstance(given, (list, tuple)) else [given]
         if wrong:
-            self.problem(f"ulimits has {shown(wrong[0])}, wanted a list of items such as nofile=65536 or memlock=-1:-1.")
+            self.problem(
+                f"ulimits has {shown(wrong[0])}, wanted a list of items such as nofile=65536 or memlock=-1:-1."
+            )
             return []
         return [str(item) for item in given]
 

@@ -47,7 +47,8 @@ _STAGES: dict[str, tuple[str, str, str]] = {
     ),
     "loading": (
         (
-            r"loading \S{1,100} checkpoint shards: {0,9}\d{1,3}% completed \| (?P<done>\d{1,6})/(?P<all>\d{1,6})|starting to load model|loading model weights"
+            r"loading \S{1,100} checkpoint shards: {0,9}\d{1,3}% completed \| (?P<done>\d{1,6})/(?P<all>\d{1,6})"
+            r"|starting to load model|loading model weights"
             r"|loading weights took|model loading took"
             r"|total time of building rank\d{1,6} engine|loaded engine size|engine size in bytes"
         ),

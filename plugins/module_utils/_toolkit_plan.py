@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, option_problems
 
 Host = Mapping[str, Any]
@@ -428,14 +429,14 @@ def smoke_problems(results: Iterable[Mapping[str, Any]]) -> list[str]:
         if result.get("rc") != 0:
             words = str(result.get("stderr") or result.get("stdout") or result.get("msg") or "no reason")
             problems.append(
-                f"{case['device']}: the container failed ({' '.join(words.split())}), wanted it to list {told};"
+                f"{case['device']}: the container failed ({shorten(words, 500)}), wanted it to list {told};"
                 " see: nvidia-ctk cdi list"
             )
             continue
         seen = listed(str(result.get("stdout") or ""))
         if len(seen) != len(case["gpus"]) or set(wanted) - set(seen):
             problems.append(
-                f"{case['device']}: the container lists {', '.join(seen) or 'no GPU'}, wanted exactly {told};"
+                f"{case['device']}: the container lists {shorten(', '.join(seen), 1000) or 'no GPU'}, wanted exactly {told};"
                 " refresh the specification: systemctl restart nvidia-cdi-refresh"
             )
     return problems

@@ -219,5 +219,7 @@ class Entry:
         before = len(self.problems)
         value = self.text(key, default)
         if value not in set(known) and len(self.problems) == before:
-            self.problem(f"{key} is {_gate.shown(value)}, wanted one of {', '.join(sorted(known))}.{near(value, known)}")
+            self.problem(
+                f"{key} is {_gate.shown(value)}, wanted one of {', '.join(sorted(known))}.{near(value, known)}"
+            )
         return value

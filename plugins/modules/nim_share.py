@@ -77,6 +77,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _command, _names, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._host import (
     STAGED_MARKER,
     parse_marker,
@@ -163,7 +164,7 @@ class Share:
         code, _out, err = self.run("systemctl", "stop", UNIT, seconds=_command.CHANGE_SECONDS)
         if code and "not loaded" not in err:
             # It has a password of its own, and a last hour.
-            self.module.warn(f"{UNIT} goes on until its time is over: {err.strip()}")
+            self.module.warn(f"{UNIT} goes on until its time is over: {shorten(err)}")
         left = [path for path in self.files.values() if os.path.exists(path)]
         for path in left:
             os.unlink(path)

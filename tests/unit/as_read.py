@@ -13,7 +13,19 @@ import re
 
 #: What a unit of systemd's has in its environment, among other things.
 ENVIRONMENT = {"HOME": "/root", "LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin", "X": "of the unit", "EMPTY": ""}
-_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " ", "\\": "\\", '"': '"', "'": "'"}
+_ESCAPES = {
+    "a": "\a",
+    "b": "\b",
+    "f": "\f",
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+    "v": "\v",
+    "s": " ",
+    "\\": "\\",
+    '"': '"',
+    "'": "'",
+}
 
 
 def values_of(unit: str, key: str) -> list[str]:

@@ -28,8 +28,48 @@ DEFAULTS = {
     "cache_size_gb": 0,
 }
 #: What means something to systemd, a shell, a container engine, YAML, Jinja or a terminal.
-TOKENS = ["$", "$$", "${HOME}", "$X", "%", "%n", "%%", '"', "'", "\\", "\\n", "\n", "\r", "\t", " ", "\0", "\x1b[2J", "#", ";", "=", ":", "/"]
-TOKENS += ["\u2028", "\x85", "\ufeff", "\ufffe", "\ud800", "\u202e", "--privileged", "${", "}", "..", "a", "1", "GPU-1", "/srv", "é", "٣"]
+TOKENS = [
+    "$",
+    "$$",
+    "${HOME}",
+    "$X",
+    "%",
+    "%n",
+    "%%",
+    '"',
+    "'",
+    "\\",
+    "\\n",
+    "\n",
+    "\r",
+    "\t",
+    " ",
+    "\0",
+    "\x1b[2J",
+    "#",
+    ";",
+    "=",
+    ":",
+    "/",
+]
+TOKENS += [
+    "\u2028",
+    "\x85",
+    "\ufeff",
+    "\ufffe",
+    "\ud800",
+    "\u202e",
+    "--privileged",
+    "${",
+    "}",
+    "..",
+    "a",
+    "1",
+    "GPU-1",
+    "/srv",
+    "é",
+    "٣",
+]
 TEXT = st.one_of(
     st.lists(st.sampled_from(TOKENS), max_size=8).map("".join),
     st.text(max_size=30),
@@ -94,7 +134,16 @@ def quadlet(service):
     text = rendered(service, "nim.container.j2")
     return {
         key: [as_read.specified(value) for value in as_read.values_of(text, key)]
-        for key in ("Image", "AddDevice", "Ulimit", "Volume", "PublishPort", "ShmSize", "EnvironmentFile", "AddCapability")
+        for key in (
+            "Image",
+            "AddDevice",
+            "Ulimit",
+            "Volume",
+            "PublishPort",
+            "ShmSize",
+            "EnvironmentFile",
+            "AddCapability",
+        )
     }
 
 
@@ -189,7 +238,7 @@ def test_an_item_is_refused_or_arrives(option, text):
 
 
 @given(words=st.lists(TEXT, min_size=1, max_size=3))
-@example(words=["sh", "-c", "echo ${HOME} $$ $1 \"$@\"\n%n"])
+@example(words=["sh", "-c", 'echo ${HOME} $$ $1 "$@"\n%n'])
 def test_words_of_a_download_are_refused_or_arrive(words):
     service = resolved({"prefetch": words})
     if isinstance(service, str):
@@ -243,7 +292,9 @@ def test_an_address_of_all_services_is_refused_or_arrives(text):
     assert served(service)["publish"] == [f"{f'[{text}]' if ':' in text else text}:8000:8000"]
 
 
-@pytest.mark.parametrize("option", ["port", "grpc_port", "uid", "gid", "stop_timeout", "start_timeout", "log_rate", "cache_size_gb"])
+@pytest.mark.parametrize(
+    "option", ["port", "grpc_port", "uid", "gid", "stop_timeout", "start_timeout", "log_rate", "cache_size_gb"]
+)
 @pytest.mark.parametrize(
     "number",
     ["9" * 5000, 10**5000, -(10**5000), float("inf"), float("nan"), "1\n--privileged", [1], "8000 --x", "²"],
@@ -258,7 +309,17 @@ def test_a_number_that_is_none_is_refused(option, number):
 @pytest.mark.parametrize(
     "value",
     [10**5000, "9" * 5000, "\x1b[2J" * 9, {"a": 10**5000}, [10**5000], [[]], {"\x1b": 1}, "\ud800", "\n"],
-    ids=["huge", "digits", "escapes", "in a dictionary", "in a list", "lists", "escape as a key", "half a pair", "line"],
+    ids=[
+        "huge",
+        "digits",
+        "escapes",
+        "in a dictionary",
+        "in a list",
+        "lists",
+        "escape as a key",
+        "half a pair",
+        "line",
+    ],
 )
 def test_no_value_of_any_option_breaks_the_check(option, value):
     told = resolved({option: value})
@@ -286,7 +347,9 @@ def test_addresses_of_hosts(address):
     assert _gate.is_host(address)
 
 
-@pytest.mark.parametrize("address", ["", "-x", "a b", "a\n", "a/b", "$(x)", "user@host", "fe80::1%", "a" * 300, None, 7, "%n"])
+@pytest.mark.parametrize(
+    "address", ["", "-x", "a b", "a\n", "a/b", "$(x)", "user@host", "fe80::1%", "a" * 300, None, 7, "%n"]
+)
 def test_what_is_no_address_of_a_host(address):
     assert not _gate.is_host(address)
 

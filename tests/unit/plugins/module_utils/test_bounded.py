@@ -6,20 +6,34 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.machinery
+import importlib.util
+import pathlib
 import resource
 import socket
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _bounded, _client, _endpoint, _info
 from ansible_collections.baremetal.nim.plugins.module_utils._chat import chat_payload
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault
+from ansible_collections.baremetal.nim.plugins.modules import nim_image_info, nim_requirements
 from dripping import KINDS, dripping
 
+SCRIPT = pathlib.Path(__file__).parents[4] / "roles/nim_service/files/nim-watchdog"
 PATIENCE = 60.0
 TIMEOUT = 1.0
-OPTIONS = {"request_timeout": TIMEOUT, "api_key": None, "client_cert": None, "client_key": None, "ca_path": None, "validate_certs": True}
+OPTIONS = {
+    "request_timeout": TIMEOUT,
+    "api_key": None,
+    "client_cert": None,
+    "client_key": None,
+    "ca_path": None,
+    "validate_certs": True,
+}
 MODEL = "meta/llama"
 
 
@@ -90,11 +104,17 @@ def test_one_answer_that_never_ends_hides_no_other(bounded):
             return 200, "HTTP 200"
 
         def look(self, path):
-            return super().look(path) if path == "/v1/metrics" else (200, '{"data": [{"id": "m"}], "version": "1", "release": "1"}', None)
+            return (
+                super().look(path)
+                if path == "/v1/metrics"
+                else (200, '{"data": [{"id": "m"}], "version": "1", "release": "1"}', None)
+            )
 
     with dripping("length") as base:
         result = _info.ask(Mixed(base, TIMEOUT), "/v1/health/ready")
-    assert result["model"] == "m" and result["responses"]["metrics"]["problem"].startswith("no answer to GET /v1/metrics within 1 s")
+    assert result["model"] == "m" and result["responses"]["metrics"]["problem"].startswith(
+        "no answer to GET /v1/metrics within 1 s"
+    )
 
 
 def test_a_good_answer_is_whole_and_its_connection_is_used_again():
@@ -110,7 +130,9 @@ def test_a_good_answer_is_whole_and_its_connection_is_used_again():
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, args=(server,), daemon=True).start()
-        endpoint = _endpoint.connect(f"http://127.0.0.1:{server.getsockname()[1]}", {**OPTIONS, "request_timeout": PATIENCE})
+        endpoint = _endpoint.connect(
+            f"http://127.0.0.1:{server.getsockname()[1]}", {**OPTIONS, "request_timeout": PATIENCE}
+        )
         assert [endpoint.metadata(), endpoint.metadata()] == [{"version": "1"}] * 2
     assert asked == [b"GET /v1/metadata HTTP/1.1"] * 2
 
@@ -121,3 +143,26 @@ def test_what_a_thread_of_its_own_returns_or_raises_comes_back():
         _bounded.apart(PATIENCE, lambda: (_ for _ in ()).throw(OSError("gone")), (OSError,))
     with pytest.raises(socket.timeout):
         _bounded.apart(0.01, lambda: threading.Event().wait(5), (OSError,))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_registry_and_a_catalogue_are_left_too(bounded, kind, tmp_path):
+    params = {"timeout": 1, "registry": "", "username": "", "api_key": "", "images": []}
+    with dripping(kind) as base:
+        place = base.partition("://")[2]
+        told = nim_image_info.ask({**params, "images": [f"{place}/a/b:1", f"{place}/a/c:1", "no-registry"]})
+        assert [said["found"] for said in told.values()] == [False] * 3
+        module = SimpleNamespace(params={"timeout": 1, "client_cert": None, "client_key": None}, tmpdir=str(tmp_path))
+        profiles, note, _answered = nim_requirements.Catalogue(module).fetch(base)
+    assert profiles is None and note and "attribute" not in note
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_watchdog_leaves_it_too(bounded, kind):
+    loader = importlib.machinery.SourceFileLoader("nim_watchdog_that_waits", str(SCRIPT))
+    script = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    sys.modules[loader.name] = script
+    loader.exec_module(script)
+    with dripping(kind) as base:
+        answer = script.ask(base, "GET", "/v1/metrics", TIMEOUT)
+    assert answer.status is None and answer.text.isprintable()

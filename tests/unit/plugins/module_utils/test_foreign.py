@@ -201,7 +201,11 @@ def test_no_reader_takes_the_square_of_a_length(name, ending):
         assert taken < 0.5 or taken < 40 * max(spent(short), 0.02), (name, piece, taken)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 5000 + "]" * 5000, "[" * 300 + "]" * 300], ids=["open", "objects", "closed", "flat"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "[" * 5000 + "]" * 5000, "[" * 300 + "]" * 300],
+    ids=["open", "objects", "closed", "flat"],
+)
 @pytest.mark.parametrize(
     "read",
     [
@@ -219,13 +223,20 @@ def test_deep_json_is_refused_in_words(read, text):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("text", ["9" * 5000, f"[{'9' * 100_000}]", "1" * 1000 + ".5", f"1e{'9' * 5000}"], ids=["number", "list", "fraction", "exponent"])
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 5000, f"[{'9' * 100_000}]", "1" * 1000 + ".5", f"1e{'9' * 5000}"],
+    ids=["number", "list", "fraction", "exponent"],
+)
 def test_numbers_without_end_are_refused(text):
     with pytest.raises(ValueError, match="it has a number of"):
         _foreign.parse_json(text)
 
 
-@pytest.mark.parametrize("text", ["1e400", "-1", "0.1", "[1, 2.5e3]", '{"a": [{"b": null}]}', "123456789012345678901234567890", '"x"', "true"])
+@pytest.mark.parametrize(
+    "text",
+    ["1e400", "-1", "0.1", "[1, 2.5e3]", '{"a": [{"b": null}]}', "123456789012345678901234567890", '"x"', "true"],
+)
 def test_json_that_is_none_of_that_is_read_as_ever(text):
     assert _foreign.parse_json(text) == json.loads(text)
 
@@ -274,7 +285,9 @@ def test_a_process_may_have_any_name():
 
 
 def watchdog():
-    loader = importlib.machinery.SourceFileLoader("nim_watchdog_of_strangers", str(ROOT / "roles/nim_service/files/nim-watchdog"))
+    loader = importlib.machinery.SourceFileLoader(
+        "nim_watchdog_of_strangers", str(ROOT / "roles/nim_service/files/nim-watchdog")
+    )
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     import sys
 
