@@ -89,7 +89,8 @@ def parse_json(request: str, body: str) -> Any:
 def read_models(body: Any) -> dict[str, Mapping[str, Any]]:
     """Return the models of a /v1/models answer, by id; Fault bad_response when there is none."""
     data = body.get("data") if isinstance(body, Mapping) else None
-    models = {entry["id"]: entry for entry in data if _is_text(_get(entry, "id"))} if isinstance(data, list) else {}
+    # What is shown everywhere, and asked for, is a name.
+    models = {entry["id"]: entry for entry in data if _is_name(_get(entry, "id"))} if isinstance(data, list) else {}
     if not models:
         raise Fault("bad_response", "GET /v1/models lists no model", "at least one", [shorten(json.dumps(body))])
     return models
@@ -291,6 +292,10 @@ def _get(container: Any, key: str) -> Any:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and len(value) <= 1000 and value.isprintable()
 
 
 def _is_count(value: Any) -> bool:

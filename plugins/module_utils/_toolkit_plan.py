@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate, _repositories
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, option_problems
 
@@ -89,6 +89,12 @@ def _input_problems(wanted: Wanted, written: Mapping[str, Written]) -> list[str]
     problems = option_problems(wanted, names, written)
     if problems:
         return problems
+    for flag in wanted.get("feature_flags") or []:
+        # They stand in a drop-in of systemd's.
+        if not isinstance(flag, str) or not re.fullmatch("[A-Za-z0-9_-]{1,100}", flag):
+            problems.append(
+                f"nvidia_container_toolkit_cdi_feature_flags has {_gate.shown(flag)}, wanted names such as {CDI_05_FLAG}."
+            )
     version = str(wanted["version"])
     if not re.fullmatch(r"\d+\.\d+\.\d+(~rc\.\d+)?-\d+", version):
         problems.append(
