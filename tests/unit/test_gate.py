@@ -12,7 +12,7 @@ import re
 import jinja2
 import pytest
 import yaml
-from ansible_collections.baremetal.nim.plugins.module_utils import _gate, _resolve, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate, _resolve, _staging, _toolkit_plan, _written
 from ansible_collections.baremetal.nim.tests.unit import as_read
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -357,3 +357,42 @@ def test_what_is_no_address_of_a_host(address):
 def test_what_systemd_is_told_of_a_dollar():
     assert _gate.systemd_words(["a", "$X", "${X}", "$$", "a$b"]) == ["a", "$$X", "$${X}", "$$$$", "a$$b"]
     assert not re.search(r"(?<!\$)\$(?!\$)", "".join(_gate.systemd_words(["$X"])))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nvidia_driver_mirror_url", "container_engine_repository_suite", "ngc_registry_url", "x_version", "x_kernel"],
+)
+@pytest.mark.parametrize("text", ["https://a b", "a\nb", "--privileged", "a\x1b[2J", "a\t", "\ud800"])
+def test_a_variable_of_a_role_is_one_word_or_refused(name, text):
+    (problem,) = _written.option_problems({"a": text}, {"a": name})
+    assert problem.startswith(f"{name} is ") and problem.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nvidia_driver_mirror_url", "https://mirror.example.com/nvidia/$releasever"),
+        ("nvidia_driver_mirror_suite", "/"),
+        ("nvidia_driver_mirror_key_fingerprint", "9DC8 5822 9FC7"),
+        ("container_engine_version", "5:27.5.1-1~debian.12~bookworm"),
+        ("ngc_registry_username", "$oauthtoken"),
+        ("preflight_supported_systems", "Debian 12"),
+        ("container_engine_repository_key_url", ""),
+    ],
+)
+def test_a_variable_of_a_role_that_was_good_stays_good(name, text):
+    assert _written.option_problems({"a": text}, {"a": name}) == []
+
+
+@pytest.mark.parametrize("flag", ["a b", "a\nExecStart=/bin/sh", "", 7, None, "a,b", "%n", "x" * 200])
+def test_a_flag_that_is_no_name_reaches_no_unit(flag):
+    wanted = {"version": "1.20.0-1", "key_fingerprint": "A" * 40, "feature_flags": [flag], "engine": "docker"}
+    told = " ".join(_toolkit_plan._input_problems(wanted, {}))
+    assert "nvidia_container_toolkit_cdi_feature_flags" in told and told.isprintable()
+
+
+def test_the_name_of_a_service_to_bring_back_is_one():
+    task = yaml.safe_load((ROLE / "tasks/rollback.yml").read_text())[0]
+    form = re.search(r"match\('(.*)'\)", task["ansible.builtin.assert"]["that"])[1].replace("\\\\", "\\")
+    assert re.match(form, "llama-8b") and not any(re.match(form, name) for name in ("llama\n", "../x", "a b", "", "A"))

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import sys
 import time
 from types import SimpleNamespace
 
@@ -24,9 +25,11 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _foreign,
     _host,
     _info,
+    _occupancy,
     _refusal,
     _registry,
     _requirements,
+    _retrieval,
     _staging,
     _startup,
     _unit,
@@ -289,8 +292,6 @@ def watchdog():
         "nim_watchdog_of_strangers", str(ROOT / "roles/nim_service/files/nim-watchdog")
     )
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    import sys
-
     sys.modules[loader.name] = module
     loader.exec_module(module)
     return module
@@ -313,3 +314,22 @@ def test_the_watchdog_reads_hostile_answers(script, status):
 def test_the_watchdog_has_a_model_to_ask_whatever_the_list_is(script, monkeypatch):
     monkeypatch.setattr(script, "ask", lambda *_args: SimpleNamespace(text="[" * 100_000))
     assert script.model_of({"url": "http://x"}) == "unknown"
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\u202eb", "m" * 2000, "", 7])
+def test_what_is_no_name_is_no_model(name):
+    with pytest.raises(_fault.Fault, match="lists no model"):
+        _chat.read_models({"data": [{"id": name}]})
+
+
+def test_numbers_that_cannot_be_multiplied_prove_nothing():
+    huge = [1e300, 1e300]
+    with pytest.raises(_fault.Fault, match="no nearer"):
+        _retrieval.check_meaning(huge, [huge, huge, huge])
+
+
+def test_names_of_units_and_containers_are_those_of_strangers():
+    told = _occupancy._words(
+        {"pid": 1, "name": "x\x1b[2J", "used_mib": 1, "service": "y\x1b[2J"}, {"unit": "z\x1b[2J.scope"}
+    )
+    assert told.isprintable()
