@@ -434,7 +434,7 @@ class Service(Entry):
         if secret:
             self.problem(f"prefetch has {secret} in it, which ps shows to every user; take it out.")
         for number, word in enumerate(command):
-            wrong = _gate.line_problem(f"prefetch[{number}]", word, lines=True)
+            wrong = _gate.line_problem(f"prefetch[{number}]", word, lines=True, hidden=True)
             if wrong or not command[0]:
                 self.problem(wrong or "prefetch begins with an empty word, wanted the command of the image.")
         profile = self.line("profile")
