@@ -313,9 +313,7 @@ class Service(Entry):
             wrong = (
                 f'gpus names {item}, which no server has; was it a part of MIG? Quote it: "{item // 60}:{item % 60}".'
             )
-        if wrong:
-            self.problem(wrong)
-        return bool(wrong)
+        return self.refused(wrong)
 
     def gpu_request(self) -> dict[str, int] | None:
         """How many GPUs of which memory the service wants, when it does not name them."""
@@ -356,12 +354,10 @@ class Service(Entry):
                 continue
             # It may be a secret, whatever else is wrong with it.
             wrong = _gate.line_problem(f"env variable {shorten(key, 60)}", f"{key}={said(value)}", hidden=True)
-            if wrong:
-                self.problem(wrong)
+            if self.refused(wrong):
                 continue
             secret = _secrets.refusal(key, "" if value is None else said(value), key in self.clear)
-            if secret:
-                self.problem(secret)
+            if self.refused(secret):
                 continue
             text = self.word(f"env has {key}", value, ("env", key), f'{key}: "{{}}"')
             if text is None:
@@ -450,9 +446,7 @@ class Service(Entry):
     def cache_seed(self) -> str:
         """Tarball or directory on the host from which the weights come instead of a download."""
         path = self.text("cache_seed")
-        wrong = _gate.file_problem("cache_seed", path) if path else ""
-        if wrong:
-            self.problem(wrong)
+        self.refused(_gate.file_problem("cache_seed", path) if path else "")
         return path
 
     def publish(self, bind: str, port: int, contract: Mapping[str, Any]) -> list[str]:
@@ -487,9 +481,7 @@ class Service(Entry):
     def cache(self) -> dict[str, Any]:
         """Where the cache is, whether it is only read, and where the marker of what is staged there is kept."""
         path, default = self.text("cache_path"), f"{self.defaults['cache_root']}/{self.name}"
-        wrong = _gate.directory_problem("cache_path", path, "/mnt/nim/llama") if path else ""
-        if wrong:
-            self.problem(wrong)
+        self.refused(_gate.directory_problem("cache_path", path, "/mnt/nim/llama") if path else "")
         read_only = self.flag("cache_read_only")
         return {
             "cache": path or default,
@@ -564,8 +556,7 @@ class Service(Entry):
                     wrong = text_problem(f"verify.{key}", item, self.written.get(path))
                     if not wrong and isinstance(item, str):
                         wrong = _gate.line_problem(f"verify.{key}", item, lines=True)
-                    if wrong:
-                        self.problem(wrong)
+                    self.refused(wrong)
         url = given.get("url")
         if url is not None and not re.fullmatch(r"https?://[^\s/@]{1,300}(/\S{0,2000})?", said(url)):
             self.problem(f"verify.url is {shown(url)}, wanted where clients reach it, such as https://llm.example.com.")

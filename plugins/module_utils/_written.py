@@ -155,6 +155,12 @@ class Entry:
         """Notes a problem of this entry."""
         self.problems.append(text)
 
+    def refused(self, wrong: str) -> bool:
+        """Notes a problem where there is one; whether there is."""
+        if wrong:
+            self.problem(wrong)
+        return bool(wrong)
+
     def text(self, key: str, default: str = "") -> str:
         """An option that is text; the default where it is not set."""
         value = self.spec.get(key)
