@@ -18,21 +18,25 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import STREAM,
 from ansible_collections.baremetal.nim.plugins.module_utils._events import Event, sse_events
 from ansible_collections.baremetal.nim.plugins.module_utils._expect import BURST, at_one_blow
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json as parse_document
 from ansible_collections.baremetal.nim.plugins.module_utils._refusal import end_fault, error_fault, error_in
 
 # Of an answer that is no stream, so much is kept to see what it says.
 _KEPT = 4096
+#: Most bytes of an event. What is read with each of its parts again must not be long.
+_MOST_OF_AN_EVENT = 2**20
 
 
 def count_of(value: Any) -> int | None:
     """Return a count of tokens as servers write it: a whole number, maybe as a float or a text; None for what is none."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 30:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and value >= 0 else None
+    # More tokens than that were never made; sums of them are no numbers any more.
+    return value if isinstance(value, int) and 0 <= value < 10**15 else None
 
 
 def output_of(delta: Mapping[str, Any]) -> Any:
@@ -157,6 +161,10 @@ class Reading:
         line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
         cut = max(line_feeds + 2 if line_feeds >= 0 else 0, both + 4 if both >= 0 else 0)
         self._pending = data[cut:]
+        if len(self._pending) > _MOST_OF_AN_EVENT:
+            raise Fault(
+                "bad_response", f"an event of {STREAM} is longer than {_MOST_OF_AN_EVENT // 2**20} MiB", "one that ends"
+            )
         if cut:
             for event in sse_events((data[:cut],)):
                 self._event(event, at)
@@ -180,7 +188,7 @@ class Reading:
     def _no_stream(self, beginning: bytes) -> Fault:
         text = beginning.decode("utf-8", "replace")
         try:
-            document = json.loads(text)
+            document = parse_document(text)
         except ValueError:
             document = None
         if error_in(document) is not None:
@@ -213,7 +221,7 @@ class Reading:
                 if refusal:
                     self._refusal += refusal
             usage = chunk.get("usage")
-        except (ValueError, AttributeError, LookupError, TypeError):
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
             parse_json(STREAM, data)
             raise Fault("bad_response", f"{STREAM} has {shorten(data, 80)!r}", "a chat.completion.chunk") from None
         # A word that is in most errors, and in few answers, saves looking for one in each piece.

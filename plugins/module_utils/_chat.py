@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _foreign
 from ansible_collections.baremetal.nim.plugins.module_utils._events import Event
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._refusal import end_fault, error_fault, error_in
@@ -80,7 +81,7 @@ def chat_payload(
 def parse_json(request: str, body: str) -> Any:
     """Return the parsed body; Fault bad_response when it is not JSON."""
     try:
-        return json.loads(body)
+        return _foreign.parse_json(body)
     except ValueError:
         raise Fault("bad_response", f"{request} answered {shorten(body, 80)!r}", "JSON", [shorten(body)]) from None
 
@@ -88,7 +89,8 @@ def parse_json(request: str, body: str) -> Any:
 def read_models(body: Any) -> dict[str, Mapping[str, Any]]:
     """Return the models of a /v1/models answer, by id; Fault bad_response when there is none."""
     data = body.get("data") if isinstance(body, Mapping) else None
-    models = {entry["id"]: entry for entry in data if _is_text(_get(entry, "id"))} if isinstance(data, list) else {}
+    # What is shown everywhere, and asked for, is a name.
+    models = {entry["id"]: entry for entry in data if _is_name(_get(entry, "id"))} if isinstance(data, list) else {}
     if not models:
         raise Fault("bad_response", "GET /v1/models lists no model", "at least one", [shorten(json.dumps(body))])
     return models
@@ -292,6 +294,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and len(value) <= 1000 and value.isprintable()
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -338,7 +344,7 @@ def event_fault(event: Event) -> Fault:
     """Return what an event means that is an error by its form, whose words may be JSON or not."""
     words = event.error or event.data or ""
     try:
-        document = json.loads(words)
+        document = _foreign.parse_json(words)
     except ValueError:
         document = words
     return error_fault(STREAM, document if document else "an error without words")

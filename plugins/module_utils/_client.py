@@ -16,6 +16,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,9 @@ from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault,
 from ansible_collections.baremetal.nim.plugins.module_utils._refusal import http_fault
 
 _HEAD_LIMIT = 65536
+#: Most bytes of an answer, of what is no stream, and of one chunk; interim answers before the one that counts.
+_MOST, _MOST_OF_A_BODY, _MOST_OF_A_CHUNK, _MOST_INTERIM = 64 * 2**20, 2**20, 4 * 2**20, 20
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 #: What this host lacks, and not the endpoint: files, ports, memory.
 _OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 
@@ -43,7 +47,7 @@ class Broken(Exception):
 class _Answer:
     """What becomes of one request: status, body, and a future that ends with it."""
 
-    __slots__ = ("body", "fields", "future", "keep", "reading", "status")
+    __slots__ = ("body", "fields", "future", "interim", "keep", "reading", "size", "status")
 
     def __init__(self, future: asyncio.Future[None], reading: Reading | None) -> None:
         self.future = future
@@ -51,14 +55,20 @@ class _Answer:
         self.status = 0
         self.fields: dict[str, str] = {}
         self.keep = True
-        self.body = b""
+        self.body = bytearray()
+        self.size = self.interim = 0
 
     def data(self, data: bytes, at: float) -> None:
         """Take a part of the body."""
+        self.size += len(data)
         if self.reading is not None and self.status == 200:
+            if self.size > _MOST:
+                raise Fault("bad_response", f"the answer is longer than {_MOST // 2**20} MiB", "one that ends")
             self.reading.feed(data, at)
-        else:
-            self.body += data
+            return
+        if self.size > _MOST_OF_A_BODY:
+            raise Fault("bad_response", f"the answer is longer than {_MOST_OF_A_BODY // 2**20} MiB", "one that ends")
+        self.body += data
 
 
 class _Connection(asyncio.Protocol):
@@ -68,7 +78,7 @@ class _Connection(asyncio.Protocol):
         self._now = now
         self._transport: asyncio.Transport | None = None
         self._answer: _Answer | None = None
-        self._buffer = b""
+        self._buffer = bytearray()
         self._in_body = False
         # Bytes of the body to come; None for chunks, -1 for all until the connection ends.
         self._left: int | None = None
@@ -81,7 +91,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, request: bytes, answer: _Answer) -> None:
         """Send a request; its answer's future ends when all has come."""
-        self._answer, self._buffer, self._in_body = answer, b"", False
+        self._answer, self._buffer, self._in_body = answer, bytearray(), False
         if self._transport is None or self._transport.is_closing():
             self.connection_lost(None)
             return
@@ -135,10 +145,13 @@ class _Connection(asyncio.Protocol):
                 if len(self._buffer) > _HEAD_LIMIT:
                     raise Fault("bad_response", "the head of the answer has no end", "HTTP/1.1")
                 return
-            head, data, self._buffer = self._buffer[:end], self._buffer[end + 4 :], b""
+            head, data, self._buffer = bytes(self._buffer[:end]), bytes(self._buffer[end + 4 :]), bytearray()
             self._head(head, answer)
             if not self._in_body:
                 # An interim answer (1xx) came before the real one.
+                answer.interim += 1
+                if answer.interim > _MOST_INTERIM:
+                    raise Fault("bad_response", f"{answer.interim} interim answers came", "one that counts")
                 self._take(data, answer, at)
                 return
         if self._left is None:
@@ -155,7 +168,7 @@ class _Connection(asyncio.Protocol):
     def _head(self, head: bytes, answer: _Answer) -> None:
         status, *lines = head.decode("latin-1").split("\r\n")
         words = status.split(" ", 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
+        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not re.fullmatch("[1-5][0-9]{2}", words[1]):
             raise Fault("bad_response", f"the answer begins with {shorten(status, 80)!r}", "HTTP/1.1")
         if words[1].startswith("1"):
             return
@@ -168,7 +181,7 @@ class _Connection(asyncio.Protocol):
         answer.keep = "close" not in connection and (words[0] != "HTTP/1.0" or "keep-alive" in connection)
         if "chunked" in fields.get("transfer-encoding", "").lower():
             self._left = None
-        elif fields.get("content-length", "").isdigit():
+        elif re.fullmatch("[0-9]{1,15}", fields.get("content-length", "")):
             self._left = int(fields["content-length"])
         else:
             self._left, answer.keep = -1, False
@@ -176,23 +189,33 @@ class _Connection(asyncio.Protocol):
 
     def _chunks(self, data: bytes, answer: _Answer, at: float) -> bool:
         """Pass on the chunks that have come whole; whether the last one was among them."""
-        buffer = self._buffer + data if self._buffer else data
+        # What is put behind a long one is not copied with it.
+        self._buffer += data
+        buffer = self._buffer
         place, parts, ended = 0, [], False
         while True:
             line = buffer.find(b"\r\n", place)
             if line < 0:
+                if len(buffer) - place > _HEAD_LIMIT:
+                    raise Fault("bad_response", "the size of a chunk has no end", "HTTP/1.1")
                 break
-            size = int(buffer[place:line].partition(b";")[0], 16)
+            told = bytes(buffer[place:line]).partition(b";")[0].rstrip(b" \t")
+            size = int(told, 16) if _SIZE.fullmatch(told) else _MOST
+            if size > _MOST_OF_A_CHUNK:
+                # int() takes a sign as well, and a chunk of less than nothing would be read again and again.
+                raise ValueError(f"a chunk of size {shorten(repr(told), 40)}")
             if size == 0:
                 # Trailers may follow; an empty line ends them.
                 ended = buffer.find(b"\r\n\r\n", line) >= 0
+                if not ended and len(buffer) - line > _HEAD_LIMIT:
+                    raise Fault("bad_response", "the trailers of the answer have no end", "HTTP/1.1")
                 break
             after = line + 2 + size
             if len(buffer) < after + 2:
                 break
-            parts.append(buffer[line + 2 : after])
+            parts.append(bytes(buffer[line + 2 : after]))
             place = after + 2
-        self._buffer = buffer[place:]
+        del buffer[:place]
         if parts:
             answer.data(parts[0] if len(parts) == 1 else b"".join(parts), at)
         return ended

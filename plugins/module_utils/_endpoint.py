@@ -9,6 +9,7 @@ This module util is private to the collection and may change at any time.
 
 from __future__ import annotations
 
+import http.client
 import json
 import shlex
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _bounded
 from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
     CHAT_PATH,
     STREAM,
@@ -28,6 +30,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._chat import (
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._events import Event, sse_events
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json as read_json
 from ansible_collections.baremetal.nim.plugins.module_utils._refusal import (
     error_fault,
     error_in,
@@ -44,12 +47,16 @@ else:
     REQUESTS_IMPORT_ERROR = None
 
 
-# No answer of a NIM about itself is longer than its manifest, which has some megabytes.
-_MOST = 16 * 2**20
+# No answer of a NIM about itself is longer than its manifest, which has some megabytes; a stream has much around each token.
+_MOST, _MOST_OF_A_STREAM = 16 * 2**20, 64 * 2**20
 
 
 class Broken(Exception):
-    """The connection broke during a request: either the endpoint is still starting, or its engine died."""
+    """The connection broke during a request: either the endpoint is still starting, or its engine died. reason: why, alone."""
+
+    def __init__(self, words: str, why: str = "") -> None:
+        super().__init__(words)
+        self.reason = why or words
 
 
 class Endpoint:
@@ -74,6 +81,8 @@ class Endpoint:
         self._session = requests.Session()
         # A proxy or a .netrc in the environment is not meant for the service on this host.
         self._session.trust_env = False
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _bounded.adapter())
         self._session.verify = verify
         self._session.cert = cert
         if verify is False:
@@ -88,14 +97,21 @@ class Endpoint:
         Raises Fault auth or tls, which waiting does not cure.
         """
         try:
-            response = self._session.get(self.base + path, timeout=timeout, allow_redirects=False)
-        except requests.exceptions.RequestException as exc:
-            _raise_tls(exc)
-            return None, f"no answer within {timeout:g} s" if _timed_out(exc) else reason(exc)
+            with self._talking("GET " + path, timeout):
+                response = self._whole("GET", path, timeout)
+        except Broken as exc:
+            return None, exc.reason
+        except Fault as fault:
+            # Whatever answers nonsense, or too much, may yet give way to the endpoint.
+            if fault.failure_class == "tls":
+                raise
+            return None, str(fault).rpartition(", wanted ")[
+                0
+            ] if fault.failure_class == "bad_response" else f"no answer within {timeout:g} s"
         if response.status_code in (401, 403):
-            fault = http_fault("GET " + path, response.status_code, _text(response), response.headers)
-            if fault:
-                raise fault
+            refused = http_fault("GET " + path, response.status_code, _text(response), response.headers)
+            if refused:
+                raise refused
         return response.status_code, f"HTTP {response.status_code}"
 
     def models(self) -> dict[str, Mapping[str, Any]]:
@@ -106,7 +122,7 @@ class Endpoint:
         """Return /v1/metadata, or None where the endpoint has none to show."""
         response = self.send("GET", "/v1/metadata")
         try:
-            return json.loads(_text(response)) if response.status_code == 200 else None
+            return read_json(_text(response)) if response.status_code == 200 else None
         except ValueError:
             return None
 
@@ -148,44 +164,52 @@ class Endpoint:
                 self.base + CHAT_PATH, json=payload, timeout=self.request_timeout, allow_redirects=False, stream=True
             )
             with response:
-                text = "" if response.status_code == 200 else _text(response)
-                fault = http_fault(request, response.status_code, text, response.headers)
-                if fault:
-                    raise fault
                 kind = response.headers.get("Content-Type", "untyped")
-                if not kind.startswith("text/event-stream"):
-                    raise _no_stream(kind, _text(response))
-                yield sse_events(self._in_time(response.iter_content(chunk_size=None), start, request))
+                if response.status_code != 200 or not kind.startswith("text/event-stream"):
+                    text = _text(self._read(response, request))
+                    raise http_fault(request, response.status_code, text, response.headers) or _no_stream(kind, text)
+                # A chunk is passed on as soon as it is whole, and in parts where it is longer.
+                yield sse_events(
+                    self._in_time(response.iter_content(chunk_size=65536), start, request, _MOST_OF_A_STREAM)
+                )
 
     def send(self, method: str, path: str, **kwargs: Any) -> requests.Response:
         """Send one request and return the whole answer, whatever its status. kwargs: as requests takes them."""
         with self._talking(f"{method} {path}"):
-            return self._session.request(
-                method, self.base + path, timeout=self.request_timeout, allow_redirects=False, **kwargs
-            )
+            return self._whole(method, path, self.request_timeout, **kwargs)
+
+    def _whole(self, method: str, path: str, timeout: float, **kwargs: Any) -> requests.Response:
+        """One answer with its body, of which there may be no more than anybody needs."""
+        response = self._session.request(
+            method, self.base + path, timeout=timeout, allow_redirects=False, stream=True, **kwargs
+        )
+        with response:
+            return self._read(response, f"{method} {path}")
+
+    def _read(self, response: requests.Response, request: str) -> requests.Response:
+        """The answer with its body in it."""
+        body, size = [], 0
+        for chunk in response.iter_content(chunk_size=65536):
+            body.append(chunk)
+            size += len(chunk)
+            if size > _MOST:
+                raise _too_long(request, _MOST)
+        # As requests does it itself, which reads all there is.
+        response._content = b"".join(body)
+        return response
 
     def look(self, path: str) -> tuple[int | None, str, str | None]:
         """GET a path, whatever comes of it: (HTTP status or None without an answer, body, what is wrong or None).
 
         Takes request_timeout in all, and a body of 16 MiB at most.
         """
-        request = f"GET {path}"
-        start, body = self._now(), b""
         try:
-            with self._talking(request):
-                response = self._session.get(
-                    self.base + path, timeout=self.request_timeout, allow_redirects=False, stream=True
-                )
-                with response:
-                    for chunk in self._in_time(response.iter_content(chunk_size=65536), start, request):
-                        body += chunk
-                        if len(body) > _MOST:
-                            return response.status_code, "", f"is longer than {_MOST // 2**20} MiB"
+            response = self.send("GET", path)
         except Broken as exc:
             return None, "", str(exc)
         except Fault as fault:
-            return None, "", str(fault).rpartition(", wanted ")[0]
-        text = body.decode("utf-8", "replace")
+            return None, "", str(fault).rpartition(", wanted ")[0].replace(f"GET {path} is longer", "is longer")
+        text = _text(response)
         if response.status_code == 200:
             return 200, text, None
         said = error_text(text) if response.headers.get("Content-Type", "").startswith("application/json") else ""
@@ -204,24 +228,38 @@ class Endpoint:
         """Send one request and return the JSON of its answer, which must be HTTP 200."""
         return parse_json(f"{method} {path}", self.content(method, path, **kwargs).decode("utf-8", "replace"))
 
-    def _in_time(self, chunks: Iterable[bytes], start: float, request: str) -> Iterator[bytes]:
+    def _in_time(self, chunks: Iterable[bytes], start: float, request: str, most: int) -> Iterator[bytes]:
         """Pass chunks on until the whole request has taken too long: keep-alive comments must not stretch it."""
+        size = 0
         for chunk in chunks:
+            size += len(chunk)
             if self._now() - start > self.request_timeout:
                 raise self._too_slow(request)
+            if size > most:
+                raise _too_long(request, most)
             yield chunk
 
     @contextmanager
-    def _talking(self, request: str) -> Iterator[None]:
-        try:
-            yield
-        except requests.exceptions.RequestException as exc:
-            _raise_tls(exc)
-            if _timed_out(exc):
-                raise self._too_slow(request) from exc
-            if isinstance(exc, (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)):
-                raise Broken(f"{request} broke off ({reason(exc)})") from exc
-            raise Fault("bad_response", f"{request} failed ({reason(exc)})", "an HTTP answer") from exc
+    def _talking(self, request: str, seconds: float | None = None) -> Iterator[None]:
+        """One request, which ends when its time is over, whatever its server does."""
+        with _bounded.within(seconds or self.request_timeout) as deadline:
+            try:
+                yield
+            except requests.exceptions.RequestException as exc:
+                if deadline.over or _timed_out(exc):
+                    raise self._too_slow(request) from exc
+                _raise_tls(exc)
+                if isinstance(exc, (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+                    raise Broken(f"{request} broke off ({reason(exc)})", reason(exc)) from exc
+                raise Fault("bad_response", f"{request} failed ({reason(exc)})", "an HTTP answer") from exc
+            except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as exc:
+                # What requests does not make its own: a length or a chunk that has none, an end in the midst of TLS.
+                if deadline.over:
+                    raise self._too_slow(request) from exc
+                raise Fault("bad_response", f"{request} failed ({reason(exc)})", "an HTTP answer") from exc
+            if deadline.over:
+                # An answer without a length ends with its connection, whoever ended that.
+                raise self._too_slow(request)
 
     def _too_slow(self, request: str) -> Fault:
         wanted = "a completion" if request.endswith(CHAT_PATH) else "an answer"
@@ -272,12 +310,16 @@ def _text(response: requests.Response) -> str:
 def _no_stream(kind: str, text: str) -> Fault:
     """What an answer means that is no stream though one was asked for: maybe an error, for which some servers say HTTP 200."""
     try:
-        document = json.loads(text)
+        document = read_json(text)
     except ValueError:
         document = None
     if error_in(document) is not None:
         return error_fault(STREAM, document)
     return Fault("bad_response", f"{STREAM} is {kind}", "text/event-stream", [shorten(text)] if text.strip() else [])
+
+
+def _too_long(request: str, most: int) -> Fault:
+    return Fault("bad_response", f"{request} is longer than {most // 2**20} MiB", "an answer that ends")
 
 
 def _timed_out(exc: Exception) -> bool:

@@ -15,6 +15,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+#: Most characters between two ends of events.
+MOST = 4 * 2**20
+
 
 class Event(NamedTuple):
     """One event. data: its lines of data joined, None where it has none. name: what it is called, empty for most.
@@ -39,11 +42,22 @@ def sse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
     As the standard asks, an event not closed by an empty line before the stream ends is dropped.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")("replace"), translate=True)
-    pending = name = error = ""
+    name = error = ""
     data: list[str] = []
     comments: list[str] = []
+    # Parts of a line that has not ended; joined once, so that a line in many parts is not copied with each of them.
+    pending: list[str] = []
+    size = 0
     for chunk in itertools.chain(chunks, (None,)):
-        *lines, pending = (pending + decoder.decode(chunk or b"", final=chunk is None)).split("\n")
+        text = decoder.decode(chunk or b"", final=chunk is None)
+        size += len(text)
+        if size > MOST:
+            raise ValueError(f"an event of the stream is longer than {MOST // 2**20} MiB")
+        if "\n" not in text:
+            pending.append(text)
+            continue
+        *lines, last = ("".join(pending) + text).split("\n")
+        pending = [last]
         for line in lines:
             field, _colon, value = line.partition(":")
             if field == "data":
@@ -54,7 +68,9 @@ def sse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
                 # llama.cpp's own, which the standard does not know.
                 error = value.strip()
             elif line.startswith(":"):
-                comments.append(value.strip())
+                comments.append(value.strip()[:1000])
+                # Who keeps a connection alive for hours says nothing that counts.
+                del comments[:-20]
             elif not line:
                 if data or name == "error" or error:
                     # Dynamo says in a comment why it stops.
@@ -62,6 +78,7 @@ def sse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
                     yield Event("\n".join(data) if data else None, name, error)
                 name = error = ""
                 data, comments = [], []
+                size = len(last)
 
 
 def sse_data(chunks: Iterable[bytes]) -> Iterator[str]:

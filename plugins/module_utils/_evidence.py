@@ -16,16 +16,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S+ HTTP/\d')
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import MOST_OF_A_LINE
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import line as printable_line
+
+ACCESS_LOG = re.compile(r'"(GET|HEAD|POST|OPTIONS) \S{1,2000} HTTP/\d')
 # Who wrote a line: vLLM's and Ray's processes, and torch's ranks.
-_SOURCE = re.compile(r"\(([^()]*\bpid=\d+[^()]*)\) ?|\[(rank\d+)\]: ?")
+_SOURCE = re.compile(r"\(([^()]{0,100}\bpid=\d{1,10}(?!\d)[^()]{0,100})\) ?|\[(rank\d{1,6})\]: ?")
 # What stands before the words of a log: level, time, place; of vLLM, NIM, TensorRT-LLM and SGLang. Indentation after it counts.
 _HEAD = re.compile(
-    r"(?:\[\d[^\]]*\] ?|\[(?:TensorRT-LLM|TRT-LLM)\] ?)*"
+    r"(?:\[\d[^\]]{0,60}\] ?|\[(?:TensorRT-LLM|TRT-LLM)\] ?){0,6}"
     r"\[?\b(?P<level>DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL|D|I|W|E|F)\b\]?:?"
-    r"(?: +\d[\d/-]* [\d:.,]+)?(?: +\[?[\w./-]+:\d+\])? ?"
+    r"(?: {1,9}\d[\d/-]{0,20} [\d:.,]{1,20})?(?: {1,9}\[?[\w./-]{1,200}:\d{1,7}\])? ?"
 )
-_TIME = re.compile(r"\[\d[^\]]*\] ")
+_TIME = re.compile(r"\[\d[^\]]{0,60}\] ")
 _QUIET = ("DEBUG", "INFO", "WARNING", "WARN", "D", "I", "W")
 _TRACEBACK = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):")
 _FRAME = re.compile(r'\s*File "(?P<path>[^"]+)", line \d+')
@@ -36,7 +39,7 @@ _GROUP_RULE = re.compile(r"\s+\+[-+ \d.]*$")
 _NATIVE_FRAME = re.compile(r"\s*(frame )?#\d+:? |\d+ +0x[0-9a-f]+ ")
 EXCEPTION = re.compile(r"\b[A-Z]\w*(Error|Exception|Interrupt|Exit)\b(: |$)")
 _POINTER = re.compile(
-    r"root cause above|above\)? for the root cause|stack trace\b.* for (the )?root cause|in a background process",
+    r"root cause above|above\)? for the root cause|stack trace\b.{0,100} for (the )?root cause|in a background process",
     re.IGNORECASE,
 )
 # A process that was killed says nothing; who misses it does.
@@ -201,8 +204,11 @@ def _fold(lines: Iterable[str]) -> list[tuple[_Line, bool]]:
 
 
 def _parsed(raw: str) -> _Line:
+    # However a line came here.
+    raw = raw if len(raw) <= MOST_OF_A_LINE and raw.isprintable() else printable_line(raw)
     source, text = "", raw
-    while True:
+    # Of a worker in an engine in an actor; more is nobody's name.
+    for _nested in range(5):
         match = _SOURCE.match(text)
         if not match:
             break

@@ -20,13 +20,15 @@ _KEY, _QUOTED = r"[a-zA-Z_][a-zA-Z0-9_]*", r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _PAIR = rf"{_KEY}[ \t]*=[ \t]*{_QUOTED}"
 _PAIRS = re.compile(rf"({_KEY})[ \t]*=[ \t]*({_QUOTED})")
 _SAMPLE = re.compile(
-    rf"({_NAME})(?:[ \t]*\{{[ \t]*((?:{_PAIR}[ \t]*(?:,[ \t]*{_PAIR}[ \t]*)*,?)?)[ \t]*\}}[ \t]*|[ \t]+)"
+    rf"({_NAME})(?:[ \t]*\{{[ \t]*((?:{_PAIR}(?:[ \t]*,[ \t]*{_PAIR})*(?:[ \t]*,)?)?)[ \t]*\}}[ \t]*|[ \t]+)"
     # A time, and an exemplar, which OpenMetrics adds.
     r"([^ \t#]+)(?:[ \t]+-?[0-9.]+)?(?:[ \t]+#[ \t]*\{.*)?"
 )
-_VALUE = re.compile(r"[+-]?(?:inf|nan|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)", re.IGNORECASE)
+_VALUE = re.compile(r"[+-]?(?:inf|nan|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?)", re.IGNORECASE)
 _TYPE = re.compile(rf"#[ \t]*TYPE[ \t]+({_NAME})[ \t]+(\S+)[ \t]*")
 _TYPES = ("counter", "gauge", "histogram", "summary", "untyped", "unknown", "info", "stateset", "gaugehistogram")
+#: Labels of a sample make a line long; an engine has some thousand lines.
+_MOST_OF_A_LINE, _MOST_LINES = 16384, 200000
 _ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 
@@ -43,7 +45,9 @@ def parse(text: str) -> list[Sample]:
     """Return the samples of a text, in its order. Raises ValueError that names the first line that is none."""
     samples = []
     seen = set()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > _MOST_OF_A_LINE or number > _MOST_LINES:
+            raise ValueError(f"line {number}: is longer than {_MOST_OF_A_LINE} characters, or one of too many")
         stripped = line.strip()
         if not stripped:
             continue

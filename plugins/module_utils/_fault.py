@@ -11,6 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable
+
+#: Most characters of what was seen or wanted, and of a line of evidence.
+_MOST_SEEN = 2000
+
 # Failure class -> what cures it. The keys are documented in the return values of chat_completion.
 CURES = {
     "auth": "Give a valid key: api_key for the endpoint, NGC_API_KEY for images and weights.",
@@ -46,6 +51,10 @@ CURES = {
 }
 
 
+#: What is raised where an answer is of a shape that nobody thought of. One endpoint's must not hide what the others said.
+UNFORESEEN = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+
 class Fault(Exception):
     """A definite failure.
 
@@ -67,10 +76,11 @@ class Fault(Exception):
         patience: float = 0.0,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(f"{seen}, wanted {wanted}")
+        # Whatever strangers say of an endpoint becomes one of these, so here it is made fit for a terminal.
+        super().__init__(f"{printable(seen, _MOST_SEEN)}, wanted {printable(wanted, _MOST_SEEN)}")
         self.failure_class = failure_class
-        self.evidence = list(evidence)
-        self.culprit = culprit
+        self.evidence = [printable(line) for line in evidence]
+        self.culprit = printable(culprit)
         self.of_unit = of_unit
         self.remedy = remedy
         self.patience = patience
@@ -84,7 +94,11 @@ class Fault(Exception):
 
 def shorten(text: str, limit: int = 200) -> str:
     """One printable line of at most limit characters."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    # What is far behind the limit is not looked at; white space may fill much of what is before it.
+    cut = text[: 20 * limit + 1000]
+    line = " ".join(("".join(char if char.isprintable() else " " for char in cut)).split())
+    if len(cut) < len(text) and len(line) <= limit:
+        line += "..."
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 

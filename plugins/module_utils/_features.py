@@ -17,6 +17,7 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils._chat import CHAT_PATH, Answer
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json
 
 # Closed sets only: so a model that says nothing sensible still ends, and what comes can be checked to the letter.
 _WEATHER: dict[str, Any] = {
@@ -133,7 +134,7 @@ def _token_problems(entry: Any) -> list[str]:
 def _document(text: Any, schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The object in a text, and what is wrong with it by one of the flat schemas above."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (TypeError, ValueError):
         return {}, [f"{shorten(repr(text), 80)} is no JSON"]
     if not isinstance(value, dict):

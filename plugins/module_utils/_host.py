@@ -16,12 +16,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _hardware
+from ansible_collections.baremetal.nim.plugins.module_utils import _foreign, _hardware
 
 #: Label that carries the hash of the configuration a NIM container was started with.
 CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
 #: Label that carries the name of the service a NIM container belongs to.
 SERVICE_LABEL = "com.github.baremetal-nim.service"
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def parse_os_release(text: str) -> dict[str, Any]:
@@ -82,7 +83,8 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
     Raises ValueError when the text is not such a report.
     """
     try:
-        root = ET.fromstring(text)
+        # Names of processes are the words of strangers, and XML has no control characters.
+        root = ET.fromstring(_CONTROL.sub(" ", text))
     except ET.ParseError as error:
         raise ValueError(f"not a report of nvidia-smi -q -x: {error}") from error
     if root.tag != "nvidia_smi_log":
@@ -91,8 +93,8 @@ def parse_nvidia_smi(text: str) -> dict[str, Any]:
     for index, gpu in enumerate(root.findall("gpu")):
         processes = [
             {
-                "pid": int(pid) if (pid := (process.findtext("pid") or "").strip()).isdigit() else 0,
-                "name": process.findtext("process_name"),
+                "pid": int(pid) if re.fullmatch("[0-9]{1,9}", pid := (process.findtext("pid") or "").strip()) else 0,
+                "name": name and _foreign.printable(name) if (name := process.findtext("process_name")) else name,
                 "used_mib": _mib(process.findtext("used_memory")),
                 **({"gpu_instance": instance} if (instance := _told(process.findtext("gpu_instance_id"))) else {}),
             }

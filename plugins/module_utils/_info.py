@@ -18,7 +18,9 @@ from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _exposition
 from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import Endpoint
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import UNFORESEEN, Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable as _printable
 
 #: What is asked besides the readiness, by the key of the result.
 PATHS = {
@@ -29,6 +31,8 @@ PATHS = {
     "manifest": "/v1/manifest",
     "metrics": "/v1/metrics",
 }
+#: Most entries of a list that are told of, and characters of a text.
+_MOST = 1000
 #: Names of a measured value: NIM 2.x with vLLM (and vLLM before 0.12), NIM 1.x, SGLang. The first that is there counts.
 _GAUGES = {
     "requests_running": ("vllm:num_requests_running", "num_requests_running", "sglang:num_running_reqs"),
@@ -83,7 +87,7 @@ def read_models(body: Any) -> list[dict[str, Any]]:
         length = card.get("max_model_len")
         models.append(
             {
-                "id": card["id"],
+                "id": _told(card["id"]),
                 "root": _text(card.get("root")),
                 "parent": _text(card.get("parent")),
                 "owned_by": _text(card.get("owned_by")),
@@ -110,7 +114,7 @@ def read_metadata(body: Any) -> dict[str, Any]:
         "models": [
             {"short_name": _text(entry.get("shortName")), "url": _text(entry.get("modelUrl"))} for entry in models
         ],
-        "assets": [str(asset) for asset in _list(body.get("assetInfo"))],
+        "assets": [_told(str(asset)) for asset in _list(body.get("assetInfo"))],
         "repository_override": _text(body.get("repository_override")),
         "license": {
             **{key: _text(licence.get(key)) for key in ("name", "path", "sha", "url")},
@@ -144,9 +148,9 @@ def read_manifest(body: Any) -> dict[str, Any]:
         "file": _text(body.get("manifest_file")),
         "profiles": [
             {
-                "id": str(ident),
+                "id": _told(str(ident)),
                 "tags": {
-                    str(key): str(value)
+                    _told(str(key)): _told(str(value))
                     for key, value in (entry["tags"] if isinstance(entry.get("tags"), Mapping) else {}).items()
                 },
             }
@@ -166,7 +170,8 @@ def read_metrics(text: str) -> dict[str, Any]:
         raise ValueError(f"has no metrics of Prometheus: {exc}") from None
     by_name: dict[str, list[_exposition.Sample]] = {}
     for sample in samples:
-        if math.isfinite(sample.value):
+        # Neither is what adds up to no number.
+        if math.isfinite(sample.value) and abs(sample.value) < 1e200:
             by_name.setdefault(sample.name, []).append(sample)
 
     def values(names: Iterable[str], ending: str = "") -> list[float]:
@@ -176,7 +181,7 @@ def read_metrics(text: str) -> dict[str, Any]:
     usage = values(_KV_CACHE)
     finished: dict[str, float] = {}
     for sample in next((by_name[name] for name in _FINISHED if name in by_name), []):
-        reason = sample.labels.get("finished_reason") or "any"
+        reason = _printable(sample.labels.get("finished_reason") or "any", 40)
         finished[reason] = finished.get(reason, 0) + sample.value
     latencies = {}
     for key, names in _LATENCIES.items():
@@ -219,12 +224,16 @@ def _mapping(body: Any) -> Mapping[str, Any]:
     return body
 
 
+def _told(text: str) -> str:
+    return _printable(text, _MOST)
+
+
 def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return value[:_MOST] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return _told(value) if isinstance(value, str) and value else None
 
 
 def _short(body: Any) -> str:
@@ -262,7 +271,9 @@ def ask(endpoint: Endpoint, ready_path: str) -> dict[str, Any]:
             try:
                 data = read_metrics(body) if key == "metrics" else _READERS[key](_json(body))
             except ValueError as exc:
-                problem = str(exc)
+                problem = shorten(str(exc), 500)
+            except UNFORESEEN as exc:
+                problem = f"cannot be read: {shorten(repr(exc))}"
         result["responses"][key] = {"path": path, "status": status, "problem": problem}
         result[key] = problem is None if key == "live" else data
     _refuse_strangers(result)
@@ -282,6 +293,6 @@ def _refuse_strangers(result: Mapping[str, Any]) -> None:
 
 def _json(body: str) -> Any:
     try:
-        return json.loads(body)
+        return parse_json(body)
     except ValueError:
         raise ValueError(f"is no JSON: {shorten(body, 80)!r}") from None

@@ -85,10 +85,12 @@ def _words(process: Mapping[str, Any], holder: Mapping[str, Any]) -> str:
     if name.startswith("/"):
         name = name.split()[0].rpartition("/")[2]
     container = process.get("container")
-    about = [f"pid {pid}", holder.get("unit") or process.get("unit") or (container and f"container {container[:12]}")]
+    # Whoever starts a container or a unit names it.
+    unit = shorten(str(holder.get("unit") or process.get("unit") or ""), 80)
+    about = [f"pid {pid}", unit or (container and f"container {container[:12]}")]
     about.append(_amount(_bytes(process)))
     if process.get("service"):
-        return f"service {process['service']}, which nim_services does not list ({', '.join(filter(None, about))})"
+        return f"service {shorten(str(process['service']), 60)}, which nim_services does not list ({', '.join(filter(None, about))})"
     return f"{shorten(name, 60) or 'a process that is not seen from here'} ({', '.join(filter(None, about))})"
 
 

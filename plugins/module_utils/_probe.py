@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from ansible_collections.baremetal.nim.plugins.module_utils import _clock, _expect, _media
 from ansible_collections.baremetal.nim.plugins.module_utils._checks import PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._command import Runner
-from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, sentence
+from ansible_collections.baremetal.nim.plugins.module_utils._endpoint import connect, curl
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, UNFORESEEN, Fault, sentence, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT, WITHOUT_MODELS
 from ansible_collections.baremetal.nim.plugins.module_utils._unit import UNIT_NAME, UnitWatch
 from ansible_collections.baremetal.nim.plugins.module_utils._verify import Verification
@@ -246,6 +246,12 @@ def verify(options: Mapping[str, Any], run: Run, hostname: str) -> dict[str, Any
         next_command = verification.result["next_command"]
         msg = f"{hostname}: {base}: {fault}.{journal} {fault.cure} Next: {next_command}"
         return {**verification.result, "failed": True, "msg": msg}
+    except UNFORESEEN as exc:
+        # Of one endpoint: what the others said must be told.
+        told = shorten(repr(exc), 300)
+        result = {**verification.result, "waiting": False, "failure_class": "bad_response", "evidence": [told]}
+        msg = f"{hostname}: {base}: its answer cannot be judged ({told}). {CURES['bad_response']} Next: {curl(options['url'], options)}"
+        return {**result, "failed": True, "msg": msg, "next_command": curl(options["url"], options)}
     if verification.result["phase"] == "verified":
         # By the clock of whoever asked: on the host, the one of its journal.
         verification.result["verified_at"] = _clock.iso(time.time())

@@ -22,6 +22,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json
 
 #: Reasons with which an answer has ended well: those of the API, and what engines have for them.
 ENDED_WELL = frozenset(
@@ -32,8 +33,8 @@ ENDED_WELL = frozenset(
 UPSTREAM_PATIENCE = 15.0
 # How guardrails and gateways say that it is them who will not.
 _POLICY = re.compile(
-    r"content[ _-]?(policy|filter|management|moderation)|guard ?rail|(violat|against)\w* .*\bpolic|safety (policy|filter|system)"
-    r"|moderation|blocked by .*\bpolic|flagged as",
+    r"content[ _-]?(policy|filter|management|moderation)|guard ?rail|(violat|against)\w{0,20} .{0,200}\bpolic|safety (policy|filter|system)"
+    r"|moderation|blocked by .{0,200}\bpolic|flagged as",
     re.IGNORECASE,
 )
 _POLICY_REASON = re.compile(
@@ -45,17 +46,17 @@ _NO_MODEL = re.compile(
 )
 # The engine itself says that it is over. A proxy may say this with any status.
 _DEAD = re.compile(
-    r"engine_?dead|engine( ?core)?( proc\w*)?( loop)? (is |has |was )?(dead|died|not running|not alive|stopped|crashed|unhealthy)"
-    r"|enginecore encountered|background loop (has errored|is (not running|stopped))|worker\w* (has |have )?(died|is dead|crashed)"
+    r"engine_?dead|engine( ?core)?( proc\w{0,20})?( loop)? (is |has |was )?(dead|died|not running|not alive|stopped|crashed|unhealthy)"
+    r"|enginecore encountered|background loop (has errored|is (not running|stopped))|worker\w{0,20} (has |have )?(died|is dead|crashed)"
     r"|cuda error|nccl error|illegal memory access|device-side assert|out of memory",
     re.IGNORECASE,
 )
 _OVERLOAD = re.compile(
-    r"over ?load|too[ _]many[ _]([\w-]+[ _]){0,2}(requests|connections)|\brate[ _-]?limit|throttl|quota|queue ?full|back-?pressure"
-    r"|\bqueues?\b.{0,40}\b(is |are )?(full|exceed\w*|overflow\w*|limit|timed? ?out|timeout)"
-    r"|(exceed\w*|full|maximum|max|timed? ?out in)\b.{0,30}\bqueue"
-    r"|max(imum)? (number of )?(pending|queued|concurrent|waiting)|\b(busy|at (full |max\w* )?capacity)\b|capacity (is )?(exceeded|reached)"
-    r"|no (free |idle )?slots?( (is|are))? available|concurren\w+ limit|(reset reason|details?):? overflow|high demand|retry later",
+    r"over ?load|too[ _]many[ _]([\w-]{1,20}[ _]){0,2}(requests|connections)|\brate[ _-]?limit|throttl|quota|queue ?full|back-?pressure"
+    r"|\bqueues?\b.{0,40}\b(is |are )?(full|exceed\w{0,9}|overflow\w{0,9}|limit|timed? ?out|timeout)"
+    r"|(exceed\w{0,9}|full|maximum|max|timed? ?out in)\b.{0,30}\bqueue"
+    r"|max(imum)? (number of )?(pending|queued|concurrent|waiting)|\b(busy|at (full |max\w{0,9} )?capacity)\b|capacity (is )?(exceeded|reached)"
+    r"|no (free |idle )?slots?( (is|are))? available|concurren\w{1,9} limit|(reset reason|details?):? overflow|high demand|retry later",
     re.IGNORECASE,
 )
 _LOADING = re.compile(
@@ -65,7 +66,7 @@ _LOADING = re.compile(
 # A proxy that has nothing behind it.
 _UPSTREAM = re.compile(
     r"bad gateway|no (live|healthy) upstream|upstream (connect|server|request) |no server is available|no available server|backend fetch failed"
-    r"|\bno (available |healthy |ready |running |live )*(workers?|backends?|endpoints?|instances?|targets?|upstreams?|replicas?|peers?|hosts?)\b"
+    r"|\bno (available |healthy |ready |running |live ){0,5}(workers?|backends?|endpoints?|instances?|targets?|upstreams?|replicas?|peers?|hosts?)\b"
     r"|failure to get a peer|connection ?(error|refused|reset)|connect call failed|(cannot|can't|could not|unable to|failed to) connect"
     r"|connection attempts failed|no responders|name or service not known|no route to host|host is (unreachable|down)|proxy error"
     r"|from the upstream|gateway time-?out|maintenance downtime|temporarily unable to service",
@@ -73,12 +74,18 @@ _UPSTREAM = re.compile(
 )
 # Only its limits (limit_req, limit_conn) make nginx itself say this; with nothing behind it says 502.
 _NGINX_LIMIT = re.compile(
-    r"503 service (temporarily )?unavailable.*<center>(nginx|openresty)", re.IGNORECASE | re.DOTALL
+    r"503 service (temporarily )?unavailable.{0,2000}<center>(nginx|openresty)", re.IGNORECASE | re.DOTALL
 )
-_HIDDEN = re.compile(r"<(head|style|script)\b.*?</\1>", re.IGNORECASE | re.DOTALL)
-_TAG = re.compile(r"<[^>]*>")
+# What a page does not show; one that is never closed hides nothing.
+_HIDDEN = tuple(
+    (re.compile(rf"<{name}\b", re.IGNORECASE), re.compile(rf"</{name}>", re.IGNORECASE))
+    for name in ("head", "style", "script")
+)
+_TAG = re.compile(r"<[^<>]*>")
+#: So much of a page is looked at. Those of proxies have a few hundred bytes.
+_PAGE = 65536
 _SOON = re.compile(
-    r"(?:try again|retry)(?: after| in)?:? *(\d+(?:\.\d+)?) *(ms|milliseconds?|m|min|minutes?|s|sec|seconds?)?\b",
+    r"(?:try again|retry)(?: after| in)?:? {0,9}(\d{1,9}(?:\.\d{1,9})?) {0,9}(ms|milliseconds?|m|min|minutes?|s|sec|seconds?)?\b",
     re.IGNORECASE,
 )
 _SYMBOLS = (
@@ -102,15 +109,30 @@ _CURE_TIMEOUT = (
 def error_text(body: str) -> str:
     """Return the server's own words from an error body: OpenAI, vLLM, FastAPI and other shapes, else its beginning."""
     try:
-        parsed = json.loads(body)
+        parsed = parse_json(body)
     except ValueError:
-        return shorten(_page_text(body) if body.lstrip()[:1] == "<" else body) or shorten(body)
+        return shorten(_page_text(body[:_PAGE]) if body.lstrip()[:1] == "<" else body) or shorten(body)
     return shorten(words_of(parsed))
 
 
 def _page_text(page: str) -> str:
     """What a page of a proxy shows."""
-    return html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", page)))
+    for opens, closes in _HIDDEN:
+        parts, place = [], 0
+        while True:
+            begin = opens.search(page, place)
+            end = closes.search(page, begin.end()) if begin else None
+            if not begin or not end:
+                break
+            parts.append(page[place : begin.start()])
+            place = end.end()
+        page = " ".join([*parts, page[place:]])
+    text = _TAG.sub(" ", page)
+    try:
+        return html.unescape(text)
+    except ValueError:
+        # A character by a number of thousands of digits.
+        return text
 
 
 def words_of(document: Any) -> str:
@@ -235,10 +257,10 @@ def http_fault(request: str, status: int, body: str, headers: Mapping[str, str] 
     said = error_text(body)
     seen = f"HTTP {status} from {request}" + (f" ({said})" if said else "")
     try:
-        kinds = _kinds(json.loads(body))
+        kinds = _kinds(parse_json(body))
     except ValueError:
         kinds = ""
-    return refusal(status, said, seen, kinds, headers, body)
+    return refusal(status, said, seen, kinds, headers, body[:_PAGE])
 
 
 def error_fault(request: str, document: Any, status: int = 0) -> Fault:
@@ -252,7 +274,7 @@ def error_fault(request: str, document: Any, status: int = 0) -> Fault:
     number = _status_in(error) or _status_in(document) or status
     if not number:
         number = next((code for pattern, code in _SYMBOLS if pattern.search(kinds)), 500)
-    whole = document if isinstance(document, str) else json.dumps(document)
+    whole = (document if isinstance(document, str) else json.dumps(document))[:_PAGE]
     seen = f"{request} broke off: {shorten(words)}"
     return refusal(
         number, shorten(words), seen, kinds, wanted="a complete answer", evidence=[shorten(whole, 500)], page=whole
@@ -301,5 +323,5 @@ def _kinds(document: Any) -> str:
     found = []
     for part in (document, error_in(document)):
         if isinstance(part, Mapping):
-            found += [str(part[key]) for key in ("type", "code", "error_type", "status") if part.get(key)]
+            found += [str(part[key])[:200] for key in ("type", "code", "error_type", "status") if part.get(key)]
     return " ".join(word for word in found if not word.isdigit())

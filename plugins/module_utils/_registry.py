@@ -8,12 +8,15 @@ Source: the OCI distribution and image specifications 1.1, and Docker's registry
 
 from __future__ import annotations
 
-import json
 import re
 import urllib.error
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json, printable
 
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -23,7 +26,10 @@ _PREFIX = "com.nvidia.nim."
 
 
 class RegistryError(ValueError):
-    """Why a registry told nothing of an image, in words."""
+    """Why a registry told nothing of an image, in words; they may be the registry's own."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(printable(words, 500))
 
 
 def parse_reference(image: str) -> tuple[str, str, str]:
@@ -45,13 +51,13 @@ def fault(url: str, error: Exception) -> str:
     place = url.partition("://")[2].partition("/")[0]
     # What urllib wraps is the error itself; some errors say nothing.
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return f"{place} cannot be asked: {str(cause) or type(cause).__name__}"
+    return f"{shorten(place)} cannot be asked: {shorten(str(cause)) or type(cause).__name__}"
 
 
 def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
     """A WWW-Authenticate header to its scheme, in lower case, and its parameters."""
     scheme, _space, rest = header.strip().partition(" ")
-    return scheme.lower(), dict(re.findall(r'(\w+)="([^"]*)"', rest))
+    return scheme.lower(), dict(re.findall(r'(?<!\w)(\w{1,40})="([^"]{0,2000})"', rest[:8192]))
 
 
 def is_local(registry: str) -> bool:
@@ -67,11 +73,13 @@ def token_url(realm: str, parameters: Mapping[str, str], repository: str, regist
     try:
         address = urllib.parse.urlsplit(realm)
     except ValueError as error:
-        raise RegistryError(f"the registry sends to {realm!r} for a token, which is no address: {error}") from error
+        raise RegistryError(
+            f"the registry sends to {_gate.shown(realm, 300)} for a token, which is no address: {error}"
+        ) from error
     local = address.scheme == "http" and address.netloc == registry and is_local(registry)
     if not (address.scheme == "https" or local) or "@" in address.netloc:
         raise RegistryError(
-            f"the registry sends to {realm!r} for a token, wanted an https address without a login in it"
+            f"the registry sends to {_gate.shown(realm, 300)} for a token, wanted an https address without a login in it"
         )
     query = {"scope": parameters.get("scope") or f"repository:{repository}:pull"}
     if parameters.get("service"):
@@ -91,8 +99,8 @@ def parse_token(text: str) -> str:
 
 def _document(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise RegistryError(f"the answer is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise RegistryError("the answer is no JSON object")
@@ -100,8 +108,8 @@ def _document(text: str) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9+._-]+:[0-9a-fA-F]{32,}", value):
-        raise RegistryError(f"the answer has the digest {value!r}")
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9+._-]{1,30}:[0-9a-fA-F]{32,256}", value):
+        raise RegistryError(f"the answer has the digest {_gate.shown(value)}")
     return value
 
 
@@ -127,7 +135,8 @@ def parse_manifest(text: str) -> tuple[str, int]:
     if not isinstance(config, dict) or not isinstance(layers, list):
         raise RegistryError("the answer is no manifest of an image")
     sizes = [layer.get("size") for layer in layers if isinstance(layer, dict)]
-    return _digest(config.get("digest")), sum(size for size in sizes if isinstance(size, int))
+    # What has another size is no layer: none is as large as all disks of a site.
+    return _digest(config.get("digest")), sum(size for size in sizes if isinstance(size, int) and 0 <= size < 2**50)
 
 
 def parse_labels(text: str) -> dict[str, str]:
@@ -135,4 +144,8 @@ def parse_labels(text: str) -> dict[str, str]:
     config = _document(text).get("config")
     labels = config.get("Labels") if isinstance(config, dict) else None
     found = labels if isinstance(labels, dict) else {}
-    return {name: str(value) for name, value in sorted(found.items()) if name.startswith(_PREFIX)}
+    return {
+        printable(name, 200): printable(str(value), 1000)
+        for name, value in sorted(found.items())[:1000]
+        if name.startswith(_PREFIX)
+    }

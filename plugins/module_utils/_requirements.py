@@ -9,11 +9,12 @@ that is absent is unknown and never a default, unknown fields are none of our bu
 
 from __future__ import annotations
 
-import json
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import parse_json, printable
 
 #: NVIDIA counts in 10^9 bytes: an H100 of 80 GB has 81559 MiB.
 _GB, _MIB = 10**9, 2**20
@@ -42,7 +43,7 @@ def _driver(facts: Mapping[str, Any]) -> str | None:
     """Oldest driver that a part of the document names. The documentation tells of one, and not the field's name."""
     found = []
     for name, value in facts.items():
-        match = re.search(r"\d{3}(?:\.\d+){0,2}", str(value)) if "driver" in str(name).lower() else None
+        match = re.search(r"\d{3}(?:\.\d{1,6}){0,2}", str(value)) if "driver" in str(name).lower() else None
         if match and isinstance(value, (str, int, float)):
             found.append(match.group())
     return min(found, key=numbers) if found else None
@@ -50,7 +51,7 @@ def _driver(facts: Mapping[str, Any]) -> str | None:
 
 def numbers(version: str) -> tuple[int, ...]:
     """A version to what compares."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", version))
 
 
 def _profile(facts: Mapping[str, Any], driver: str | None) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _profile(facts: Mapping[str, Any], driver: str | None) -> dict[str, Any]:
     devices = facts.get("gpu_device")
     names = devices if isinstance(devices, list) else [devices]
     return {
-        "id": str(facts.get("profile_id") or ""),
+        "id": printable(str(facts.get("profile_id") or ""), 200),
         "memory_mib": None if memory is None else int(memory * _GB / _MIB),
         "gpus": None if None in sizes else int((sizes[0] or 1) * (sizes[1] or 1)),
         # "2335:10de", the PCI ids of device and vendor.
@@ -73,7 +74,7 @@ def parse_metadata(text: str) -> list[dict[str, Any]]:
 
     What the document does not tell is None or empty. Raises ValueError when the text is not such a document.
     """
-    document = json.loads(text)
+    document = parse_json(text)
     if not isinstance(document, Mapping):
         raise ValueError(f"its root is {type(document).__name__}, wanted an object")
     profiles = document.get("profiles")

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _gate,
     _gpus,
     _names,
     _occupancy,
@@ -33,6 +34,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     WEIGHT_VARIABLES,
     WITHOUT_CHAT,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._gate import shown
 from ansible_collections.baremetal.nim.plugins.module_utils._reasons import listed
 from ansible_collections.baremetal.nim.plugins.module_utils._service_probes import WITHOUT_CHAT as NO_CHAT_PROBES
 from ansible_collections.baremetal.nim.plugins.module_utils._verify_options import unread_options
@@ -47,6 +50,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._written import (
     seen,
     text_problem,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._written import shown as said
 
 #: Raised with the unit template: a new form of unit restarts every service once.
 UNIT_FORMAT = 3
@@ -54,7 +58,7 @@ UNIT_FORMAT = 3
 #: to take most of an hour.
 SECONDS_PER_GB = 10
 #: Raised with the watchdog's script and units, which hosts then get without a restart.
-WATCHDOG_FORMAT = 2
+WATCHDOG_FORMAT = 3
 #: Files of the watchdog on a host. They are in the record with those of the service, which does not depend on them.
 WATCHDOG_FILES = (
     "/usr/local/libexec/nim-watchdog",
@@ -148,25 +152,18 @@ VERIFY_TEXTS = (
     "voice",
 )
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
-_IMAGE = re.compile(r"(?P<registry>[A-Za-z0-9.-]+(?::\d+)?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)")
+#: No longer than any registry takes it.
+_IMAGE = re.compile(
+    r"(?=.{1,400}$)(?P<registry>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/(?P<path>[a-z0-9]+(?:[._/-][a-z0-9]+)*)"
+)
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-#: What Linux calls the parts of root's power (capabilities(7)).
-_CAPABILITIES = (
-    "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID"
-    " IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW"
-    " PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE"
-    " SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
-)
-#: Docker and systemd give :, %, $, quotes and spaces a meaning.
-_DIRECTORY = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._+@=,-]+){2,}")
-_SIZE = re.compile(r"\d+(?:\.\d+)?(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
 def contract_of(image: str, tag: str) -> str:
     """Contract of an image by its name and the major version of its tag, empty when neither tells."""
     name = image.rpartition("/")[2]
-    match = re.match(r"v?(\d+)(?:\.|$)", tag)
+    match = re.match(r"v?([0-9]{1,9})(?:\.|$)", tag)
     major = int(match.group(1)) if match else None
     # A name tells more than a number, which every family counts on its own.
     for known, facts in sorted(CONTRACTS.items(), key=lambda item: not item[1]["names"]):
@@ -201,7 +198,7 @@ class Service(Entry):
     ) -> None:
         super().__init__(spec, written)
         self.host, self.defaults = host, defaults
-        self.name = "" if spec.get("name") is None else str(spec["name"])
+        self.name = "" if spec.get("name") is None else said(spec["name"])
         self.notes: list[str] = []
         #: Variables that may be seen though they are, or look like, secrets.
         self.clear: list[str] = []
@@ -210,7 +207,7 @@ class Service(Entry):
 
     def problem(self, text: str) -> None:
         """Notes a problem of this service, once."""
-        told = f"service {self.name or '(without a name)'}: {text}"
+        told = f"service {shorten(self.name, 60) or '(without a name)'}: {text}"
         if told not in self.problems:
             self.problems.append(told)
 
@@ -220,17 +217,17 @@ class Service(Entry):
         match = _IMAGE.fullmatch(image)
         if not match:
             self.problem(
-                f"image is {image!r}, wanted REGISTRY/PATH without tag, such as nvcr.io/nim/meta/llama-3.1-8b-instruct;"
+                f"image is {shown(image)}, wanted REGISTRY/PATH without tag, such as nvcr.io/nim/meta/llama-3.1-8b-instruct;"
                 " the tag goes into 'tag', a digest into 'digest'."
             )
         if not tag and not digest:
             self.problem('has neither tag nor digest; a service is pinned by tag: "1.8.6" or digest: sha256:….')
         if tag and (not _TAG.fullmatch(tag) or tag == "latest"):
             self.problem(
-                f"tag is {tag!r}, wanted a version such as \"1.8.6\" ('latest' moves under a running service)."
+                f"tag is {shown(tag)}, wanted a version such as \"1.8.6\" ('latest' moves under a running service)."
             )
         if digest and not _DIGEST.fullmatch(digest):
-            self.problem(f"digest is {digest!r}, wanted sha256: and 64 hexadecimal digits.")
+            self.problem(f"digest is {shown(digest)}, wanted sha256: and 64 hexadecimal digits.")
         return {
             "registry": match.group("registry") if match else "",
             "repository": image,
@@ -265,15 +262,15 @@ class Service(Entry):
                 reason = self.told(reference).get("reason")
                 also = f", nor does the registry tell it ({reason})" if reason else ""
                 self.problem(
-                    f"contract cannot be told from tag {tag!r}{also}; say contract: classic (NIM 1.x), llm (NIM LLM and VLM 2.x, 3.x),"
+                    f"contract cannot be told from tag {shown(tag)}{also}; say contract: classic (NIM 1.x), llm (NIM LLM and VLM 2.x, 3.x),"
                     " native (NeMo Retriever 2.x) or speech (Riva)."
                 )
         facts = CONTRACTS.get(name) or CONTRACTS["classic"]
-        version = tuple(int(part) for part in re.findall(r"\d+", tag)[:2])
+        version = tuple(int(part) for part in re.findall(r"[0-9]{1,9}", tag)[:2])
         for pattern, oldest in facts["oldest"].items():
             if re.search(pattern, image.rpartition("/")[2]) and len(version) == 2 and version < oldest:
                 self.problem(
-                    f"tag is {tag!r}, wanted {'.'.join(map(str, oldest))} or newer: older images of this kind read other variables."
+                    f"tag is {shown(tag)}, wanted {'.'.join(map(str, oldest))} or newer: older images of this kind read other variables."
                 )
         return name if name in CONTRACTS else "classic"
 
@@ -294,15 +291,17 @@ class Service(Entry):
             if self.not_a_gpu(item, ("gpus", position) if several else ("gpus",)):
                 continue
             index = as_int(item)
-            name = str(item) if index is None else str(index)
+            name = said(item if index is None else index)
             parts = _gpus.divided(name, self.host.get("gpus") or [])
             # A host whose driver does not answer yet has whatever is named, by a number that can be one.
-            if _gpus.find(name, present) if self.host.get("gpus") else (index is None or index >= 0):
+            if _gpus.find(name, present) if self.host.get("gpus") else _gate.is_gpu(name):
                 names.append(name)
             elif parts:
-                self.problem(f"gpus names {item!r}, which MIG divides; name its parts: {', '.join(parts)}.")
+                self.problem(f"gpus names {shown(item)}, which MIG divides; name its parts: {', '.join(parts)}.")
+            elif self.host.get("gpus"):
+                self.problem(f"gpus names {shown(item)}; this host has {', '.join(map(str, present))}.")
             else:
-                self.problem(f"gpus names {item!r}; this host has {', '.join(map(str, present))}.")
+                self.problem(f"gpus names {shown(item)}, wanted an index, a uuid or a part of MIG, or gpus: all.")
         if len({device.key if (device := _gpus.find(name, present)) else name for name in names}) != len(names):
             self.problem(f"gpus names one GPU twice: {', '.join(names)}.")
         return names
@@ -312,19 +311,17 @@ class Service(Entry):
         written = self.written.get(path)
         if isinstance(item, str):
             return False
-        said = "" if isinstance(item, int) and not isinstance(item, bool) else text_problem("gpus", item, written)
+        wrong = "" if isinstance(item, int) and not isinstance(item, bool) else text_problem("gpus", item, written)
         if item is None:
-            said = "gpus has an empty item; name an index, a uuid or a part of MIG."
-        if not said and number_problem("gpus", item, written):
-            said = f'gpus names {seen(item, written)}; quote a part of MIG: "{written.text if written else item}".'
-        if not said and written is None and item >= SIXTY:
+            wrong = "gpus has an empty item; name an index, a uuid or a part of MIG."
+        if not wrong and number_problem("gpus", item, written):
+            wrong = f'gpus names {seen(item, written)}; quote a part of MIG: "{written.text if written else item}".'
+        if not wrong and written is None and SIXTY <= item < SIXTY**3:
             # Base 60: 1:0 is 60, 2:3 is 123.
-            said = (
+            wrong = (
                 f'gpus names {item}, which no server has; was it a part of MIG? Quote it: "{item // 60}:{item % 60}".'
             )
-        if said:
-            self.problem(said)
-        return bool(said)
+        return self.refused(wrong)
 
     def gpu_request(self) -> dict[str, int] | None:
         """How many GPUs of which memory the service wants, when it does not name them."""
@@ -333,18 +330,18 @@ class Service(Entry):
             return None
         for key in wanted:
             if key not in GPU_KEYS:
-                self.problem(f"gpus has the unknown key {key!r}.{near(str(key), GPU_KEYS)}")
+                self.problem(f"gpus has the unknown key {shown(key)}.{near(said(key), GPU_KEYS)}")
         count, memory = as_int(wanted.get("count", 1)), as_int(wanted.get("memory_gb", 0))
         if count is None or count < 1:
-            self.problem(f"gpus.count is {wanted.get('count')!r}, wanted an integer from 1.")
+            self.problem(f"gpus.count is {shown(wanted.get('count'))}, wanted an integer from 1.")
         if memory is None or memory < 0:
             self.problem(
-                f"gpus.memory_gb is {wanted.get('memory_gb')!r}, wanted an integer of GB that each GPU has at least."
+                f"gpus.memory_gb is {shown(wanted.get('memory_gb'))}, wanted an integer of GB that each GPU has at least."
             )
         return {"count": max(count or 1, 1), "memory_bytes": max(memory or 0, 0) * 10**9}
 
     def environment(self, contract: Mapping[str, Any]) -> dict[str, str]:
-        """Variables of the container, contract defaults first; no secret and no line break gets in."""
+        """Variables of the container, contract defaults first; no secret gets in, and nothing that a file of variables changes."""
         given = self.spec.get("env") or {}
         if not isinstance(given, Mapping):
             self.problem(f"env is {type(given).__name__}, wanted a dictionary of variables.")
@@ -357,15 +354,18 @@ class Service(Entry):
             env.update(contract["json_env"])
         env.update(self.telemetry(contract))
         if self.spec.get("profile") and contract["prefetch_profile_option"]:
-            env["NIM_MODEL_PROFILE"] = str(self.spec["profile"])
+            env["NIM_MODEL_PROFILE"] = self.line("profile")
         for key, value in given.items():
             if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 quote = "" if isinstance(key, str) else "; quote it, if it is one"
-                self.problem(f"env has {key!r}, which is no name of a variable{quote}.")
+                self.problem(f"env has {shown(key)}, which is no name of a variable{quote}.")
                 continue
-            secret = _secrets.refusal(key, "" if value is None else str(value), key in self.clear)
-            if secret:
-                self.problem(secret)
+            # It may be a secret, whatever else is wrong with it.
+            wrong = _gate.line_problem(f"env variable {shorten(key, 60)}", f"{key}={said(value)}", hidden=True)
+            if self.refused(wrong):
+                continue
+            secret = _secrets.refusal(key, "" if value is None else said(value), key in self.clear)
+            if self.refused(secret):
                 continue
             text = self.word(f"env has {key}", value, ("env", key), f'{key}: "{{}}"')
             if text is None:
@@ -376,8 +376,6 @@ class Service(Entry):
                 self.problem(
                     f"env has {key}, which images of this generation do not read; wanted {contract['renamed'][key]}."
                 )
-            elif "\n" in text:
-                self.problem(f"env variable {key} has a line break, which an env file cannot hold.")
             else:
                 env[str(key)] = text
                 self.spelling(str(key), contract["variables"])
@@ -387,7 +385,7 @@ class Service(Entry):
         """Variables that the operator lets everybody see who may use the container engine."""
         given = self.spec.get("env_in_clear") or []
         if not isinstance(given, (list, tuple)):
-            self.problem(f"env_in_clear is {given!r}, wanted a list of names of variables in env.")
+            self.problem(f"env_in_clear is {shown(given)}, wanted a list of names of variables in env.")
             return []
         names = self.words("env_in_clear", given)
         env = self.spec.get("env")
@@ -420,9 +418,9 @@ class Service(Entry):
                 " that adds it."
             )
             return {}
-        if not re.fullmatch(r"https?://\S+", endpoint):
+        if not re.fullmatch(r"https?://\S{1,2000}", endpoint) or _gate.stray(endpoint):
             self.problem(
-                f"otel_endpoint is {endpoint!r}, wanted the URL of an OTLP collector such as http://otel:4318."
+                f"otel_endpoint is {shown(endpoint)}, wanted the URL of an OTLP collector such as http://otel:4318."
             )
         return {
             key: value.format(endpoint=endpoint, name=f"nim-{self.name}") for key, value in contract["otel_env"].items()
@@ -439,10 +437,14 @@ class Service(Entry):
         secret = _secrets.formed_so(" ".join(command))
         if secret:
             self.problem(f"prefetch has {secret} in it, which ps shows to every user; take it out.")
-        profile = self.text("profile")
+        for number, word in enumerate(command):
+            wrong = _gate.line_problem(f"prefetch[{number}]", word, lines=True, hidden=True)
+            if wrong or not command[0]:
+                self.problem(wrong or "prefetch begins with an empty word, wanted the command of the image.")
+        profile = self.line("profile")
         if profile and not contract["prefetch_profile_option"]:
             self.problem(
-                f"profile is {profile!r}, but images of this generation have none;"
+                f"profile is {shown(profile)}, but images of this generation have none;"
                 f" choose by env: {contract['renamed']['NIM_MODEL_PROFILE']}."
             )
         elif profile and given is None:
@@ -452,8 +454,7 @@ class Service(Entry):
     def cache_seed(self) -> str:
         """Tarball or directory on the host from which the weights come instead of a download."""
         path = self.text("cache_seed")
-        if path and not path.startswith("/"):
-            self.problem(f"cache_seed is {path!r}, wanted the absolute path of a tarball or directory on the host.")
+        self.refused(_gate.file_problem("cache_seed", path) if path else "")
         return path
 
     def publish(self, bind: str, port: int, contract: Mapping[str, Any]) -> list[str]:
@@ -477,20 +478,18 @@ class Service(Entry):
 
     def bind_address(self) -> str:
         """Address that the endpoint listens on."""
-        address = self.text("bind_address") or str(self.defaults["bind_address"])
+        address = self.text("bind_address") or said(self.defaults["bind_address"])
         try:
-            ipaddress.ip_address(address)
+            # What stands behind a % may be any text, and engines publish no port on an address of one interface.
+            ipaddress.ip_address("none" if "%" in address else address)
         except ValueError:
-            self.problem(f"bind_address is {address!r}, wanted an IP address such as 127.0.0.1, 0.0.0.0 or ::1.")
+            self.problem(f"bind_address is {shown(address)}, wanted an IP address such as 127.0.0.1, 0.0.0.0 or ::1.")
         return address
 
     def cache(self) -> dict[str, Any]:
         """Where the cache is, whether it is only read, and where the marker of what is staged there is kept."""
         path, default = self.text("cache_path"), f"{self.defaults['cache_root']}/{self.name}"
-        if path and not _DIRECTORY.fullmatch(path):
-            self.problem(
-                f"cache_path is {path!r}, wanted an absolute directory such as /mnt/nim/llama, of plain characters."
-            )
+        self.refused(_gate.directory_problem("cache_path", path, "/mnt/nim/llama") if path else "")
         read_only = self.flag("cache_read_only")
         return {
             "cache": path or default,
@@ -502,8 +501,8 @@ class Service(Entry):
         """Size of the shared memory of the container, as docker run takes it."""
         given = self.spec.get("shm_size") or contract["shm_size"]
         size = self.word("shm_size", given, ("shm_size",), 'shm_size: "{}"') or ""
-        if size and not _SIZE.fullmatch(size):
-            self.problem(f"shm_size is {size!r}, wanted a size such as 16g.")
+        if size and not _gate.is_size(size):
+            self.problem(f"shm_size is {shown(size)}, wanted a size such as 16g.")
         return size
 
     def ulimits(self, contract: Mapping[str, Any]) -> list[str]:
@@ -511,13 +510,11 @@ class Service(Entry):
         given = self.spec.get("ulimits")
         if given is None:
             return list(contract["ulimits"])
-        wrong = (
-            [item for item in given if not re.fullmatch(r"[a-z]+=-?\d+(:-?\d+)?", str(item))]
-            if isinstance(given, (list, tuple))
-            else [given]
-        )
+        wrong = [item for item in given if not _gate.is_ulimit(item)] if isinstance(given, (list, tuple)) else [given]
         if wrong:
-            self.problem(f"ulimits has {wrong[0]!r}, wanted a list of items such as nofile=65536 or memlock=-1:-1.")
+            self.problem(
+                f"ulimits has {shown(wrong[0])}, wanted a list of items such as nofile=65536 or memlock=-1:-1."
+            )
             return []
         return [str(item) for item in given]
 
@@ -527,15 +524,15 @@ class Service(Entry):
         if given is None:
             return None if contract["capabilities"] is None else list(contract["capabilities"])
         if not isinstance(given, (list, tuple)):
-            self.problem(f"capabilities is {given!r}, wanted a list of names such as SYS_PTRACE.")
+            self.problem(f"capabilities is {shown(given)}, wanted a list of names such as SYS_PTRACE.")
             return []
-        known = _CAPABILITIES.split()
+        known = _gate.CAPABILITIES
         for item in given:
             if item not in known:
                 self.problem(
-                    f"capabilities has {item!r}, wanted names such as SYS_PTRACE.{near(str(item).upper(), known)}"
+                    f"capabilities has {shown(item)}, wanted names such as SYS_PTRACE.{near(said(item).upper(), known)}"
                 )
-        return [str(item) for item in given]
+        return [said(item) for item in given]
 
     def key_digest(self) -> str:
         """A trace of the key that the service gets, so that another key restarts it; empty for a service that gets none."""
@@ -547,8 +544,8 @@ class Service(Entry):
             return ""
         if not key:
             self.problem("key_at_runtime is true, but there is no key; set ngc_api_key, or take the option away.")
-        elif re.search(r"\s", key):
-            self.problem("key_at_runtime is true, but the key has white space in it; check how ngc_api_key was pasted.")
+        elif _gate.key_problem("the key", key):
+            self.problem(f"key_at_runtime is true, but {_gate.key_problem('the key', key)}")
         return digest_of([self.name, key])[:16]
 
     def texts(self, value: Any, *path: str | int) -> None:
@@ -556,9 +553,10 @@ class Service(Entry):
         name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
         several = isinstance(value, (list, tuple))
         for position, item in enumerate(value if several else [value]):
-            said = text_problem(name, item, self.written.get((*path, position) if several else path))
-            if said:
-                self.problem(said)
+            wrong = text_problem(name, item, self.written.get((*path, position) if several else path))
+            if not wrong and isinstance(item, str):
+                wrong = _gate.line_problem(name, item, lines=True)
+            self.refused(wrong)
 
     def verify(self, image: str, contract: Mapping[str, Any]) -> dict[str, Any]:
         """Options for the verification; images without chat are asked for what they do, or for their health only."""
@@ -568,7 +566,7 @@ class Service(Entry):
             return {}
         for key in given:
             if key not in VERIFY_KEYS:
-                self.problem(f"verify has the unknown key {key!r}.{near(str(key), VERIFY_KEYS)}")
+                self.problem(f"verify has the unknown key {shown(key)}.{near(said(key), VERIFY_KEYS)}")
             elif key in VERIFY_TEXTS:
                 self.texts(given[key], "verify", key)
         prompts = given.get("prompts")
@@ -577,15 +575,15 @@ class Service(Entry):
                 if key in VERIFY_TEXTS:
                     self.texts(value, "verify", "prompts", number, key)
         url = given.get("url")
-        if url is not None and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", str(url)):
-            self.problem(f"verify.url is {url!r}, wanted where clients reach it, such as https://llm.example.com.")
+        if url is not None and not re.fullmatch(r"https?://[^\s/@]{1,300}(/\S{0,2000})?", said(url)):
+            self.problem(f"verify.url is {shown(url)}, wanted where clients reach it, such as https://llm.example.com.")
         options = {key: value for key, value in given.items() if key in VERIFY_KEYS}
         name = image.rpartition("/")[2]
         if "probes" not in options and ("health" in contract["probes"] or re.search(WITHOUT_CHAT, name)):
             proofs = (probes for pattern, probes in PROOFS_WITHOUT_CHAT if re.search(pattern, name))
             options["probes"] = list(next(proofs, ("health",)))
-        for said in unread_options(options):
-            self.problem(said)
+        for wrong in unread_options(options):
+            self.problem(wrong)
         return options
 
     def watchdog(self, contract: Mapping[str, Any], chats: bool, start_timeout: int) -> dict[str, Any]:
@@ -595,20 +593,20 @@ class Service(Entry):
             given = {} if given is None else {"enabled": given}
         for key in given:
             if key not in WATCHDOG_KEYS:
-                self.problem(f"watchdog has the unknown key {key!r}.{near(str(key), WATCHDOG_KEYS)}")
+                self.problem(f"watchdog has the unknown key {shown(key)}.{near(said(key), WATCHDOG_KEYS)}")
         enabled = given.get("enabled", True)
-        if str(enabled).strip().lower() not in BOOLEANS:
-            self.problem(f"watchdog is {enabled!r}, wanted true, false or a dictionary such as {{idle: 600}}.")
-        probe = str(given.get("probe") or (contract["watchdog_probe"] if chats else "health"))
+        if said(enabled).strip().lower() not in BOOLEANS:
+            self.problem(f"watchdog is {shown(enabled)}, wanted true, false or a dictionary such as {{idle: 600}}.")
+        probe = said(given.get("probe") or (contract["watchdog_probe"] if chats else "health"))
         if probe not in WATCHDOG_PROBES:
             self.problem(
-                f"watchdog.probe is {probe!r}, wanted one of {', '.join(WATCHDOG_PROBES)}.{near(probe, WATCHDOG_PROBES)}"
+                f"watchdog.probe is {shown(probe)}, wanted one of {', '.join(WATCHDOG_PROBES)}.{near(probe, WATCHDOG_PROBES)}"
             )
         numbers = {}
         for key, (default, low, high) in WATCHDOG_NUMBERS.items():
             value = as_int(given.get(key, default))
             if value is None or not low <= value <= high:
-                self.problem(f"watchdog.{key} is {given[key]!r}, wanted an integer from {low} to {high}.")
+                self.problem(f"watchdog.{key} is {shown(given[key])}, wanted an integer from {low} to {high}.")
             numbers[key] = value
         if not as_bool(enabled):
             return {"enabled": False}
@@ -623,14 +621,14 @@ class Service(Entry):
 
     def resolve(self) -> dict[str, Any]:
         """The resolved service; problems are in self.problems."""
-        said = text_problem("name", self.spec.get("name"), self.written.get(("name",)))
-        if said:
-            self.problem(said)
+        wrong = text_problem("name", self.spec.get("name"), self.written.get(("name",)))
+        if wrong:
+            self.problem(wrong)
         elif not _NAME.fullmatch(self.name):
-            self.problem(f"name is {self.name!r}, wanted lower-case letters, digits and hyphens, at most 48.")
+            self.problem(f"name is {shown(self.name)}, wanted lower-case letters, digits and hyphens, at most 48.")
         for key in self.spec:
             if key not in KEYS:
-                self.problem(f"has the unknown key {key!r}.{near(str(key), KEYS)}")
+                self.problem(f"has the unknown key {shown(key)}.{near(said(key), KEYS)}")
         state = self.choice("state", "present", ("present", "absent"))
         if state != "absent" and _names.refusal(self.name):
             self.problem(_names.refusal(self.name))
@@ -667,7 +665,7 @@ class Service(Entry):
             **image,
             "contract": contract_name,
             "contract_guessed": self.guessed,
-            "model": self.text("model"),
+            "model": self.line("model"),
             "gpus": gpus,
             "gpu_request": self.gpu_request(),
             "gpu_shared": self.flag("gpu_shared"),
@@ -791,13 +789,16 @@ def resolve_services(services: Any, host: Mapping[str, Any], defaults: Mapping[s
     """
     engine = defaults.get("engine", "docker")
     if engine not in UNIT_PATHS:
-        raise ResolveError([f"nim_container_engine is {engine!r}, wanted {' or '.join(UNIT_PATHS)}."])
+        raise ResolveError([f"nim_container_engine is {shown(engine)}, wanted {' or '.join(UNIT_PATHS)}."])
+    wrong = _gate.directory_problem("nim_cache_root", defaults["cache_root"], "/var/lib/nim/cache", root=True)
+    if wrong:
+        raise ResolveError([wrong])
     if not isinstance(services, (list, tuple)):
         raise ResolveError([f"nim_services is {type(services).__name__}, wanted a list of services."])
     resolved, problems = [], []
     for position, spec in enumerate(services):
         if not isinstance(spec, Mapping):
-            problems.append(f"nim_services has {spec!r}, wanted a dictionary with name, image and tag.")
+            problems.append(f"nim_services has {shown(spec)}, wanted a dictionary with name, image and tag.")
             continue
         service = Service(spec, host, defaults, (defaults.get("written") or {}).get(position))
         resolved.append(service.resolve())

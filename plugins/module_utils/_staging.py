@@ -10,7 +10,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._staged import MARKER
 
 #: Reads the key from standard input, so that it is in no argument list, no environment of a container's configuration
@@ -33,7 +35,7 @@ def transient_unit(
         properties.append(f"StandardInput=file:{key_file}")
     if env_file:
         properties.append(f"EnvironmentFile={env_file}")
-    return [*command, *(f"--property={item}" for item in properties), "--", *argv]
+    return [*command, *(f"--property={item}" for item in properties), "--", *_gate.systemd_words(argv)]
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
@@ -160,7 +162,7 @@ def contract_problem(contract: str, image: Mapping[str, Any]) -> str:
     if not contract or not said or (said == NATIVE_PROTOCOL) == (contract == "native"):
         return ""
     right = "native" if said == NATIVE_PROTOCOL else "classic or llm"
-    return f"contract is {contract}, but the image's label {PROTOCOL_LABEL} is {said}, wanted contract: {right}."
+    return f"contract is {contract}, but the image's label {PROTOCOL_LABEL} is {shorten(str(said), 80)}, wanted contract: {right}."
 
 
 def image_reference(image: Mapping[str, Any], repository: str) -> str:

@@ -20,7 +20,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._staging import amou
 _STAGES: dict[str, tuple[str, str, str]] = {
     "pulling": (
         (
-            r"unable to find image .* locally|: pulling from |: (pulling fs layer|pull complete)|trying to pull |^copying blob "
+            r"unable to find image .{0,300} locally|: pulling from |: (pulling fs layer|pull complete)|trying to pull |^copying blob "
             r"|getting image source signatures"
         ),
         "pulling the image",
@@ -28,15 +28,15 @@ _STAGES: dict[str, tuple[str, str, str]] = {
     ),
     "downloading": (
         (
-            r"downloading (manifest profile|model|\S+: \d+/\d+ bytes)|downloaded filename: |^resuming \S+ at byte"
-            r"|%\|[^|]*\| *[\d.]+[kmgt]i?b?/[\d.]+[kmgt]i?b? |fetching \d+ files"
+            r"downloading (manifest profile|model|\S{1,500}: \d{1,15}/\d{1,15} bytes)|downloaded filename: |^resuming \S{1,500} at byte"
+            r"|%\|[^|]{0,200}\| {0,9}[\d.]{1,15}[kmgt]i?b?/[\d.]{1,15}[kmgt]i?b? |fetching \d{1,9} files"
         ),
         "downloading",
         "",
     ),
     "preparing": (r"preparing model workspace", "preparing the model, which may download it", ""),
     "building": (
-        r"(?<!of )building (trt-?llm|tensorrt|rank\d+|the) engine|reading and converting rank\d+ checkpoint|\btrtllm-build\b",
+        r"(?<!of )building (trt-?llm|tensorrt|rank\d{1,6}|the) engine|reading and converting rank\d{1,6} checkpoint|\btrtllm-build\b",
         "building the engine",
         "",
     ),
@@ -47,16 +47,17 @@ _STAGES: dict[str, tuple[str, str, str]] = {
     ),
     "loading": (
         (
-            r"loading \S+ checkpoint shards: *\d+% completed \| (?P<done>\d+)/(?P<all>\d+)|starting to load model|loading model weights"
+            r"loading \S{1,100} checkpoint shards: {0,9}\d{1,3}% completed \| (?P<done>\d{1,6})/(?P<all>\d{1,6})"
+            r"|starting to load model|loading model weights"
             r"|loading weights took|model loading took"
-            r"|total time of building rank\d+ engine|loaded engine size|engine size in bytes"
+            r"|total time of building rank\d{1,6} engine|loaded engine size|engine size in bytes"
         ),
         "loading weights",
         "shards",
     ),
     "compiling": (
         (
-            r"capturing cuda graphs?\b[^|]*(?:\|[^|]*\| *(?P<done>\d+)/(?P<all>\d+))?|torch\.compile (takes|took)"
+            r"capturing cuda graphs?\b[^|]{0,200}(?:\|[^|]{0,200}\| {0,9}(?P<done>\d{1,6})/(?P<all>\d{1,6}))?|torch\.compile (takes|took)"
             r"|compiling a graph|dynamo bytecode transform|\[autotuner\]"
         ),
         "compiling graphs",
@@ -71,11 +72,12 @@ _STAGES: dict[str, tuple[str, str, str]] = {
 }
 _PATTERNS = {stage: re.compile(pattern, re.IGNORECASE) for stage, (pattern, _words, _of) in _STAGES.items()}
 #: One file on its way: by the NIM's downloader in bytes, by a progress bar in rounded units.
-_FILE = re.compile(r"downloading (?P<name>\S+): (?P<done>\d+)/(?P<all>\d+) bytes", re.IGNORECASE)
+_FILE = re.compile(r"downloading (?P<name>\S{1,500}): (?P<done>\d{1,15})/(?P<all>\d{1,15}) bytes", re.IGNORECASE)
 _BAR = re.compile(
-    r"(?P<name>[^\s:]+): *\d+%\|[^|]*\| *(?P<done>[\d.]+)(?P<unit>[kMGT])i?B?/(?P<all>[\d.]+)(?P<units>[kMGT])i?B? "
+    r"(?<![^\s:])(?P<name>[^\s:]{1,500}): {0,9}\d{1,3}%\|[^|]{0,200}\| {0,9}"
+    r"(?P<done>\d{1,9}(?:\.\d{1,9})?)(?P<unit>[kMGT])i?B?/(?P<all>\d{1,9}(?:\.\d{1,9})?)(?P<units>[kMGT])i?B? "
 )
-_DOWNLOADED = re.compile(r"downloaded filename: (?P<name>\S+)", re.IGNORECASE)
+_DOWNLOADED = re.compile(r"downloaded filename: (?P<name>\S{1,500})", re.IGNORECASE)
 _UNITS = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 

@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate, _repositories
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._written import Written, option_problems
 
 Host = Mapping[str, Any]
@@ -88,6 +89,12 @@ def _input_problems(wanted: Wanted, written: Mapping[str, Written]) -> list[str]
     problems = option_problems(wanted, names, written)
     if problems:
         return problems
+    for flag in wanted.get("feature_flags") or []:
+        # They stand in a drop-in of systemd's.
+        if not isinstance(flag, str) or not re.fullmatch("[A-Za-z0-9_-]{1,100}", flag):
+            problems.append(
+                f"nvidia_container_toolkit_cdi_feature_flags has {_gate.shown(flag)}, wanted names such as {CDI_05_FLAG}."
+            )
     version = str(wanted["version"])
     if not re.fullmatch(r"\d+\.\d+\.\d+(~rc\.\d+)?-\d+", version):
         problems.append(
@@ -428,14 +435,14 @@ def smoke_problems(results: Iterable[Mapping[str, Any]]) -> list[str]:
         if result.get("rc") != 0:
             words = str(result.get("stderr") or result.get("stdout") or result.get("msg") or "no reason")
             problems.append(
-                f"{case['device']}: the container failed ({' '.join(words.split())}), wanted it to list {told};"
+                f"{case['device']}: the container failed ({shorten(words, 500)}), wanted it to list {told};"
                 " see: nvidia-ctk cdi list"
             )
             continue
         seen = listed(str(result.get("stdout") or ""))
         if len(seen) != len(case["gpus"]) or set(wanted) - set(seen):
             problems.append(
-                f"{case['device']}: the container lists {', '.join(seen) or 'no GPU'}, wanted exactly {told};"
+                f"{case['device']}: the container lists {shorten(', '.join(seen), 1000) or 'no GPU'}, wanted exactly {told};"
                 " refresh the specification: systemctl restart nvidia-cdi-refresh"
             )
     return problems

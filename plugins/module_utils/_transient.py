@@ -60,7 +60,7 @@ class TransientUnits:
         """What this run of the unit has printed."""
         match = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID', '')}"
         out = self.run("journalctl", match, "-n", str(lines), "-o", "cat", "--no-pager")[1]
-        return out.splitlines()
+        return parse_journal(out)
 
     def forget(self, unit: str) -> None:
         """Stops and unloads a transient unit, however it ended."""
@@ -155,7 +155,7 @@ class TransientUnits:
         lines = self.journal(state)
         self.forget(unit)
         if state.get("ActiveState") == "failed":
-            story = _evidence.read(parse_journal("\n".join(lines)))
+            story = _evidence.read(lines)
             known = classify(story.own) or classify(story.words)
             failure_class = known[0] if known else "staging_failed"
             culprit = known[1] if known else story.culprit or _staging.last_line(story.words)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _evidence
+from ansible_collections.baremetal.nim.plugins.module_utils import _evidence, _foreign
 from ansible_collections.baremetal.nim.plugins.module_utils._evidence import ACCESS_LOG
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import Fault, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._startup import Startup, startup
@@ -47,13 +47,13 @@ _MISSES = 3
 
 # First match wins within one line. Each text is what an engine, NIM, Docker, Podman or systemd prints.
 _CAUSES = {
-    "cache_permission": r"os error 13\b|errno 13\b.*(/opt/nim|/model|cache)|cache\b.* is not writable",
+    "cache_permission": r"os error 13\b|errno 13\b.{0,300}(/opt/nim|/model|cache)|cache\b.{0,300} is not writable",
     "disk_full": r"no space left on device|os error 28\b|disk quota exceeded",
     "port_in_use": r"address already in use|port is already allocated",
     "no_profile": r"detected 0 compatible profile|could not find a profile that is currently runnable",
     "out_of_memory": (
         r"out of memory|OutOfMemoryError|oom.kill|no available memory for the cache blocks"
-        r"|free memory on device .* is less than desired|larger than the available kv cache memory"
+        r"|free memory on device .{0,200} is less than desired|larger than the available kv cache memory"
     ),
     "driver_mismatch": (
         r"driver/library version mismatch|cuda driver version is insufficient|unsatisfied condition: (cuda|driver|brand)"
@@ -62,16 +62,16 @@ _CAUSES = {
     ),
     "gpu_unavailable": (
         r"could not select device driver|unresolvable cdi devices|failed to initialize nvml"
-        r"|libcuda\.so\S*: cannot open|nvidia-container-cli: "
+        r"|libcuda\.so\S{0,60}: cannot open|nvidia-container-cli: "
         r"|cuda error: system not yet initialized|error 802: |no cuda-capable device"
     ),
     "image_missing": (
-        r"manifest unknown|manifest for \S+ not found|no matching manifest|no such image|image not known"
+        r"manifest unknown|manifest for \S{1,500} not found|no matching manifest|no such image|image not known"
         r"|name_unknown|repository name not known"
     ),
     "auth": (
         r"\bunauthorized\b|\bforbidden\b|authentication (error|failed|required)|requires an api key|invalid api key"
-        r"|pull access denied|requested access .* denied|payment required"
+        r"|pull access denied|requested access .{0,200} denied|payment required"
         r"|(status|http|error)\W{0,3}(code)?\W{0,3}40[123]\b|\b40[13] client error"
     ),
 }
@@ -83,13 +83,12 @@ _SYSTEMD_LINE = re.compile(
     r"^\S+\.service: |^(Started|Starting|Stopped|Stopping) .*\.$"
     r"|^conmon [0-9a-f]+ <|^[-0-9]+ [0-9:.]+ \S+ \S+ m=\S+ (container|image) |^[0-9a-f]{64}$"
 )
-_EXIT_STATUS = re.compile(r"\.service: Main process exited, code=(\w+), status=(\d+)")
+_EXIT_STATUS = re.compile(r"\.service: Main process exited, code=(\w{1,20}), status=(\d{1,9})")
 # What nim-gpu-wait said before the container started; names of processes are the words of strangers.
 _GPU_HELD = re.compile(r"^GPU memory is (?:still held after .*?|held by others too): (GPU .*|all GPUs: .*)")
 _GPU_UNKNOWN = re.compile(r"^nvidia-smi .*, so it is not known whether others hold the memory of GPU ")
 # Failure classes that somebody else's memory may explain.
 _OF_MEMORY = ("out_of_memory", "no_profile", "crash_loop")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -137,13 +136,8 @@ def _read_command(match: str, lines: int) -> list[str]:
 
 
 def parse_journal(text: str) -> list[str]:
-    """Return the lines of a journal, oldest first, without colour codes; of a progress bar, what was seen last."""
-    lines = (_ANSI.sub("", line).rstrip().rpartition("\r")[2] for line in text.split("\n"))
-    return [
-        line
-        for line in ("".join(char for char in line if char.isprintable() or char == "\t") for line in lines)
-        if line.strip()
-    ]
+    """Return the lines of a journal, oldest first, printable and without colour codes; of a progress bar, what was seen last."""
+    return _foreign.lines(text)
 
 
 def parse_show(unit: str, text: str) -> UnitState:
@@ -152,7 +146,7 @@ def parse_show(unit: str, text: str) -> UnitState:
 
     def number(key: str) -> int:
         value = values.get(key, "")
-        return int(value) if value.isdigit() else 0
+        return int(value) if re.fullmatch("[0-9]{1,18}", value) else 0
 
     return UnitState(
         name=unit,

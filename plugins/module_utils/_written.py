@@ -16,6 +16,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _gate
+
+#: What is above is no number that anybody writes.
+MOST = 10**100
 BOOLEANS = ("1", "yes", "true", "on", "y", "t", "0", "no", "false", "off", "n", "f")
 
 
@@ -42,18 +46,24 @@ def as_int(value: Any) -> int | None:
         return None
     if isinstance(value, int):
         return int(value)
-    text = str(value).strip()
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
+    # What has more digits is none that anybody wants, and Python refuses to read thousands.
+    text = shown(value).strip()
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
 def as_bool(value: Any) -> bool:
     """Truth of a YAML value or of a survey answer."""
-    return value if isinstance(value, bool) else str(value).strip().lower() in ("1", "yes", "true", "on", "y", "t")
+    return value if isinstance(value, bool) else shown(value).strip().lower() in ("1", "yes", "true", "on", "y", "t")
 
 
 def shown(value: Any) -> str:
     """A scalar as YAML would write it."""
-    return str(value).lower() if isinstance(value, bool) else "empty" if value is None else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        return "empty" if value is None else str(value)
+    except ValueError:
+        return _gate.shown(value)
 
 
 def kind(value: Any) -> str:
@@ -74,7 +84,7 @@ def kind(value: Any) -> str:
 def seen(value: Any, written: Written | None) -> str:
     """What was seen, what YAML takes it for, and how it stands in the file."""
     stands = f", written {written.text} in {written.place}" if written else ""
-    return f"{shown(value)}, {kind(value)} to YAML{stands}"
+    return f"{shown(value)[:200]}, {kind(value)} to YAML{stands}"
 
 
 def text_problem(name: str, value: Any, written: Written | None = None) -> str:
@@ -97,7 +107,9 @@ def as_text(value: Any, written: Written | None = None) -> str | None:
         return str(value) if 0 <= value < 1 and re.fullmatch(r"0\.\d+", str(value)) else None
     if isinstance(value, (bool, int, float)):
         text = shown(value)
-        return text if written is None or written.text == text else None
+        # A number that Python does not print is none that was meant.
+        meant = abs(value) < MOST if written is None else written.text == text
+        return text if meant else None
     return None
 
 
@@ -126,6 +138,8 @@ def option_problems(
                 problems.append(number_problem(name, item, (written or {}).get(key)))
             else:
                 problems.append(text_problem(name, item, (written or {}).get(key)))
+            if isinstance(item, str):
+                problems.append(_gate.variable_problem(name, item))
     return [problem for problem in problems if problem]
 
 
@@ -141,6 +155,12 @@ class Entry:
         """Notes a problem of this entry."""
         self.problems.append(text)
 
+    def refused(self, wrong: str) -> bool:
+        """Notes a problem where there is one; whether there is."""
+        if wrong:
+            self.problem(wrong)
+        return bool(wrong)
+
     def text(self, key: str, default: str = "") -> str:
         """An option that is text; the default where it is not set."""
         value = self.spec.get(key)
@@ -150,6 +170,14 @@ class Entry:
         if said:
             self.problem(said)
         return str(value) if isinstance(value, str) else shown(value)
+
+    def line(self, key: str) -> str:
+        """An option that is one line of text."""
+        text = self.text(key)
+        wrong = _gate.line_problem(key, text)
+        if wrong:
+            self.problem(wrong)
+        return text
 
     def word(self, label: str, value: Any, path: tuple[Any, ...], example: str) -> str | None:
         """A scalar that becomes text as it was written; None, with a problem, where it cannot."""
@@ -176,7 +204,7 @@ class Entry:
         given = self.spec.get(key, default)
         value = as_int(given)
         if value is None or not low <= value <= high:
-            self.problem(f"{key} is {given!r}, wanted an integer from {low} to {high}.")
+            self.problem(f"{key} is {_gate.shown(given)}, wanted an integer from {low} to {high}.")
             return 0
         said = number_problem(key, given, self.written.get((key,)))
         if said:
@@ -188,8 +216,8 @@ class Entry:
         value = self.spec.get(key)
         if value is None or value == "":
             return default
-        if str(value).strip().lower() not in BOOLEANS:
-            self.problem(f"{key} is {value!r}, wanted true or false.")
+        if shown(value).strip().lower() not in BOOLEANS:
+            self.problem(f"{key} is {_gate.shown(value)}, wanted true or false.")
         return as_bool(value)
 
     def choice(self, key: str, default: str, known: Iterable[str]) -> str:
@@ -197,5 +225,7 @@ class Entry:
         before = len(self.problems)
         value = self.text(key, default)
         if value not in set(known) and len(self.problems) == before:
-            self.problem(f"{key} is {value!r}, wanted one of {', '.join(sorted(known))}.{near(value, known)}")
+            self.problem(
+                f"{key} is {_gate.shown(value)}, wanted one of {', '.join(sorted(known))}.{near(value, known)}"
+            )
         return value

@@ -57,6 +57,7 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import _command, _credentials, _daemon
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 
 
 def main() -> None:
@@ -101,7 +102,7 @@ def main() -> None:
                 # One that ends before it has read what it is told may say that all is well.
                 code, said = 1, "it does not give back what it was told"
             if code:
-                said = said.replace(login[1], "***")
+                said = shorten(said.replace(login[1], "***"), 500)
                 module.fail_json(msg=f"{name} did not take the login of {registry}: {said}. Nothing was changed.")
         # What lies in this file may be a secret.
         os.umask(0o077)

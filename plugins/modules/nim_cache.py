@@ -294,6 +294,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import (
     _cache,
     _command,
+    _gate,
     _lease,
     _names,
     _readback,
@@ -305,6 +306,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _weights,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable
 from ansible_collections.baremetal.nim.plugins.module_utils._host import image_id
 
 #: Why root may not, and what helps.
@@ -364,6 +366,8 @@ class Stage(_transient.TransientUnits):
 
     def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
         """Leaves with what was seen, the cure and the next command."""
+        # Programs and file systems of the host say what images and registries told them.
+        text = printable(text)
         cure = CURES.get(failure_class, "Cure the cause, then run the play again.")
         evidence = evidence or []
         tail = "\n".join(f"  {line}" for line in evidence)
@@ -803,6 +807,11 @@ class Stage(_transient.TransientUnits):
             return self.carry(self.staging_unit(), self.staging(), argv)
         source = self.params["source"]
         if source:
+            if not _gate.is_host(source["address"]):
+                self.fail(
+                    f"the weights are at {_gate.shown(source['address'])}, wanted a name or an address (model_cache_address).",
+                    "staging_failed",
+                )
             self.make_way()
             argv = _share.copy_command(
                 source["address"], source["port"], self.params["path"], self.params["uid"], self.params["gid"]
@@ -818,6 +827,9 @@ class Stage(_transient.TransientUnits):
             return True
         if not self.params["prefetch"] and not self.params["prefetch_env"]:
             return True
+        wrong = _gate.key_problem("the key", key) if key else ""
+        if wrong:
+            self.fail(wrong, "auth")
         before = [self.engine, "rm", "--force", f"nim-stage-{self.params['name']}"]
         argv = _staging.stage_command(self.engine, self.params, image, bool(key))
         return self.carry(self.staging_unit(), self.staging(), argv, key, before, self.params["secret_env"])

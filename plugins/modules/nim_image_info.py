@@ -89,8 +89,9 @@ from typing import Any
 
 from ansible.module_utils import urls
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _registry
+from ansible_collections.baremetal.nim.plugins.module_utils import _bounded, _registry
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import UNFORESEEN, shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._registry import RegistryError
 
 #: Configurations are some ten kB.
@@ -120,6 +121,22 @@ class Registry:
         headers = {"Accept": ", ".join(accept), **({"Authorization": authorization} if authorization else {})}
         # It sets up the whole process, but for all threads alike: no address has a login in it.
         try:
+            # Its timeout begins anew with each byte that comes.
+            answer: tuple[int, str, str] = _bounded.apart(
+                self.timeout, lambda: self.open(url, headers), (RegistryError, *FAULTS)
+            )
+            return answer
+        except RegistryError:
+            raise
+        except FAULTS as error:
+            reason = _registry.fault(url, error)
+            if isinstance(error, OSError):
+                self.unreachable = reason
+            raise RegistryError(reason) from error
+
+    def open(self, url: str, headers: Mapping[str, str]) -> tuple[int, str, str]:
+        """The same, for as long as the server drips."""
+        try:
             response = urls.open_url(
                 url,
                 headers=headers,
@@ -131,12 +148,7 @@ class Registry:
             )
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, str(error), ", ".join(error.headers.get_all("WWW-Authenticate") or [])
-        except FAULTS as error:
-            reason = _registry.fault(url, error)
-            if isinstance(error, OSError):
-                self.unreachable = reason
-            raise RegistryError(reason) from error
+                return error.code, str(error), ", ".join(error.headers.get_all("WWW-Authenticate") or [])[:8192]
         with response:
             try:
                 data = response.read(MOST_BYTES + 1)
@@ -193,6 +205,8 @@ class Registry:
             return self.describe(repository, reference)
         except RegistryError as error:
             return {"found": False, "reason": str(error)}
+        except UNFORESEEN as error:
+            return {"found": False, "reason": f"its answer cannot be read: {shorten(repr(error))}"}
 
     def ask_all(self, images: list[str]) -> dict[str, dict[str, Any]]:
         """The same of each image. The first one finds out whether the registry can be reached, before the others ask side by side."""

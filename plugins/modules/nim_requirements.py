@@ -78,7 +78,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import fetch_url
-from ansible_collections.baremetal.nim.plugins.module_utils import _requirements
+from ansible_collections.baremetal.nim.plugins.module_utils import _bounded, _requirements
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import UNFORESEEN, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable
 
 #: Several hundred profiles are some hundred kB.
 MOST_BYTES = 16 * 2**20
@@ -103,6 +105,18 @@ class Catalogue:
     def fetch(self, source: str) -> tuple[list[dict[str, Any]] | None, str, bool]:
         """One request."""
         timeout = self.module.params["timeout"]
+        try:
+            # Its timeout begins anew with each byte that comes.
+            found: tuple[list[dict[str, Any]] | None, str, bool] = _bounded.apart(
+                timeout, lambda: self.open(source, timeout), UNFORESEEN
+            )
+        except UNFORESEEN as error:
+            self.unreachable = f"the answer broke off ({shorten(str(error) or type(error).__name__)})"
+            return None, self.unreachable, False
+        return found[0], printable(found[1], 500), found[2]
+
+    def open(self, source: str, timeout: int) -> tuple[list[dict[str, Any]] | None, str, bool]:
+        """The same, for as long as the server drips."""
         headers = {"Accept": "application/json"}
         response, info = fetch_url(self.module, source, headers=headers, timeout=timeout)
         if info["status"] == 404:

@@ -89,6 +89,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _staged,
     _staging,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
 from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_systemctl_show
 
 RUN_DIR = "/run/nim"
@@ -171,7 +172,7 @@ class Share:
         code, _out, err = self.run("systemctl", "stop", UNIT, seconds=_command.CHANGE_SECONDS)
         if code and "not loaded" not in err:
             # It has a password of its own, and a last hour.
-            self.module.warn(f"{UNIT} goes on until its time is over: {err.strip()}")
+            self.module.warn(f"{UNIT} goes on until its time is over: {shorten(err)}")
         left = [path for path in self.files.values() if os.path.exists(path)]
         for path in left:
             os.unlink(path)

@@ -17,6 +17,7 @@ from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailur
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable
 from ansible_collections.baremetal.nim.plugins.plugin_utils import _run
 
 # The first slice is short, so that a fault and the first line of progress come fast.
@@ -188,7 +189,7 @@ class SlicedAction(ActionBase):
     def _show(self, line: str) -> None:
         if not self._task.no_log and boolean(self._task.args.get("progress", True), strict=False):
             # Ansible flushes its standard output when the next task starts: in a pipe, as CI has one, that is when all is over.
-            Display().display(line, stderr=True)
+            Display().display(printable(line, 1000), stderr=True)
 
     def _reconnect(self) -> None:
         """Forget the broken connection and what it knew of the host, which may have rebooted meanwhile."""

@@ -73,7 +73,9 @@ HARM = [
     shell("systemctl kill --signal=KILL nim-llama.service"),
     shell("systemctl kill --signal=KILL nim-stage-llama.service nim-pull-llama.service"),
     shell(f"rm -rf {CACHE}/.baremetal-nim.json; echo '{{' > /var/lib/nim/services/llama.json"),
-    shell(f"setpriv --reuid=1000 --regid=1000 --clear-groups python3 -c \"open('{CACHE}/.baremetal-nim.json', 'w').write('[' * 10**6)\""),
+    shell(
+        f"setpriv --reuid=1000 --regid=1000 --clear-groups python3 -c \"open('{CACHE}/.baremetal-nim.json', 'w').write('[' * 10**6)\""
+    ),
     shell("rm -f /etc/systemd/system/nim-llama.service; systemctl daemon-reload"),
     shell("truncate -s 0 /etc/nim/llama.env"),
     reboot,

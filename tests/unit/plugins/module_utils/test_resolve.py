@@ -68,7 +68,7 @@ def problems(*specs, host=HOST):
 #: The watchdog of a service that says nothing of it.
 WATCHED = {
     "enabled": True,
-    "format": 2,
+    "format": 3,
     "probe": "chat",
     "idle": 300,
     "timeout": 60,
@@ -872,7 +872,7 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
 def test_bad_service(changes, said):
     (problem,) = problems(spec(**changes))
     name = changes.get("name", "llama")
-    assert problem.startswith(f"service {'(without a name)' if name is UNSET else name}: ")
+    assert problem.startswith(f"service {'(without a name)' if name is UNSET else name.strip()}: ")
     for words in said:
         assert words in problem
 

@@ -1216,6 +1216,13 @@ def test_a_service_of_that_name_is_left_alone(lab, fail, unit):
     assert lab.started() == [] and not any(command[:2] == ["systemctl", "stop"] for command in lab.commands())
 
 
+def test_words_of_a_container_are_made_fit_for_a_terminal():
+    stage = object.__new__(nim_cache.Stage)
+    stage.run = lambda *_argv, **_more: (0, "10%\r\x1b[31mred\x1b[0m\x1b]0;title\x07 \u202e\x9b2J\n" + "x" * 50000, "")
+    lines = stage.journal({})
+    assert lines[0] == "red 2J" and len(lines[1]) < 5000 and all(line.isprintable() for line in lines)
+
+
 # -- whom to believe ---------------------------------------------------------------------------------------------------
 
 
