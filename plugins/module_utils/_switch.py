@@ -54,17 +54,19 @@ class Switch:
         gone: Iterable[str] = (),
         folders: Iterable[Mapping[str, str]] = (),
         label: Callable[[str, str], None] | None = None,
+        purpose: str = "exchange",
     ) -> None:
         """Writes FILES (place, data, mode) beside their places, and the journal beside its own; nothing is decided yet.
 
         GONE are files that go. FOLDERS are directories that move: ``source`` to ``place``, and what is there to ``aside``, or away. LABEL
-        gives a waiting file (name, place) what a security module wants of it. Raises OSError; then everything is as it was.
+        gives a waiting file (name, place) what a security module wants of it. PURPOSE is for whoever finishes it. Raises OSError; then everything is as it was.
         """
         files, gone = list(files), [path for path in gone if os.path.lexists(path)]
         plan = {
             "files": [{"path": path, "was": os.path.lexists(path)} for path, _data, _mode in files],
             "gone": gone,
             "folders": [dict(item) for item in folders],
+            "purpose": purpose,
         }
         try:
             for path, data, mode in files:
@@ -104,14 +106,17 @@ class Switch:
         """Whether one that was cut off waits to be finished."""
         return os.path.lexists(self.journal) or os.path.lexists(self.back)
 
-    def settle(self, leftovers: Iterable[str] = ()) -> bool:
-        """Finishes what was cut off, or takes it back; whether there was any. LEFTOVERS: places beside which a cut one may have left something."""
-        found = self.pending()
+    def settle(self, leftovers: Iterable[str] = ()) -> str | None:
+        """Finishes what was cut off, or takes it back: the purpose of what was finished, "" when it was taken back, None when there was none.
+
+        LEFTOVERS: places beside which one that was cut off before it was decided may have left something.
+        """
+        found = "" if self.pending() else None
         if os.path.lexists(self.back):
             self._return()
-        elif found:
+        elif found is not None:
             try:
-                self._finish()
+                found = self._finish()
             except OSError:
                 # It could not be finished, and is as it was: that is one of the two as well.
                 if self.pending():
@@ -122,7 +127,7 @@ class Switch:
                 tidy(path)
         return found
 
-    def _finish(self) -> None:
+    def _finish(self) -> str:
         plan = _plan(self.journal)
         try:
             _forward(plan)
@@ -133,6 +138,7 @@ class Switch:
         for item in plan["folders"]:
             _move(item)
         self._close(plan, self.journal)
+        return str(plan.get("purpose"))
 
     def _undo(self) -> None:
         """Takes back what failed. What cannot even be taken back now, the next one takes back."""

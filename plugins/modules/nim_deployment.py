@@ -203,10 +203,13 @@ class Deployment:
         """Whether files and record are those of one deployment that was verified."""
         return _deployment.keepable(parse_record(content["record"]), self.sums(content), None) == "copy"
 
-    def settle(self) -> None:
-        """Finishes what an earlier run began to switch and was cut off in."""
-        if not self.module.check_mode:
-            self.switch.settle([*self.units, self.files["env"][0], self.files["record"][0]])
+    def settle(self) -> str:
+        """Finishes what an earlier run began to switch and was cut off in; the state that it wanted."""
+        if self.module.check_mode:
+            return ""
+        settled = self.switch.settle([*self.units, self.files["env"][0], self.files["record"][0]]) or ""
+        self.forget_copy()
+        return settled
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
@@ -281,6 +284,10 @@ class Deployment:
         finally:
             if again and not (removal and through):
                 self.said = self.start()
+        self.told()
+
+    def told(self) -> None:
+        """Leaves when the start failed."""
         if self.said:
             self.module.fail_json(msg=self.said, **self.result)
 
@@ -315,9 +322,14 @@ class Deployment:
 
     def restore(self) -> dict[str, Any]:
         """Brings the copy back."""
-        self.settle()
-        swap = self.params["swap"]
+        swap, settled = self.params["swap"], self.settle()
         current, kept = self.current(), self.kept()
+        if swap and settled == "restored" and self.systemctl("is-active", "--quiet", self.unit):
+            # The same call was cut off after it had decided. To begin anew now would lead back again.
+            self.result["record"] = parse_record(current["record"]) or {}
+            self.said = self.start()
+            self.told()
+            return self.result
         known = self.whole(current)
         again = os.path.isdir(self.before)
         if swap and again and known and not self.differs(current, kept) and not self.module.check_mode:
@@ -350,7 +362,7 @@ class Deployment:
         try:
             # What lies there may have been lost or opened up; its mode is not to be taken over.
             files = [(self.files[name][0], data, self.files[name][1]) for name, data in content.items()]
-            self.switch.stage(files, others, folders, self.label)
+            self.switch.stage(files, others, folders, self.label, "restored")
         except BaseException:
             self.forget_copy()
             raise

@@ -228,7 +228,7 @@ class Files:
         """Finishes what an earlier run was cut off in, before anything is compared."""
         if self.params["journal"] and not self.module.check_mode:
             files = [item["path"] for item in self.params["files"]]
-            if _switch.Switch(self.params["journal"]).settle(files):
+            if _switch.Switch(self.params["journal"]).settle(files) is not None:
                 self.changed = True
 
     def exchange(self, differing: list[tuple[str, bytes, int]]) -> None:

@@ -1,0 +1,430 @@
+# Copyright: Contributors to the baremetal.nim collection
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every way from one deployment to another, cut off before each of its steps, or with each of them refused.
+
+On real files. A step is whatever changes the file system or the unit. Where a call is cut off, no later step of it is done either, whatever
+its handlers try: that is what a killed process leaves. What comes next finds one of two whole deployments, or makes it so, and the way
+back after that works.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import importlib.machinery
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.baremetal.nim.plugins.module_utils import _command
+from ansible_collections.baremetal.nim.plugins.modules import nim_deployment, nim_files
+
+ROLE = pathlib.Path(__file__).parents[4] / "roles/nim_service"
+#: What changes a file system.
+STEPS = ("rename", "unlink", "link", "mkdir", "rmdir", "open", "fsync", "fchmod")
+#: How a call ends: it worked, or the module failed. A cut one has no end.
+WORKED, FAILED, CUT = 0, 1, None
+NAMES = {"docker": "nim-llama.service", "podman": "nim-llama.container"}
+
+
+class Cut(BaseException):
+    """The process is no more."""
+
+
+def settler():
+    """The program that units run before they start, as a module."""
+    loader = importlib.machinery.SourceFileLoader("nim_settle", str(ROLE / "files/nim-settle"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("nim_settle", loader))
+    loader.exec_module(module)
+    return module
+
+
+class Steps:
+    """Counts the steps of a call. At number STOP it is cut off, or that one step is refused with the error CODE; END is when it is cut off then."""
+
+    def __init__(self, monkeypatch, stop=None, code=None, end=None):
+        self.count, self.code = 0, code
+        self.stop, self.end = (None, stop) if code is None else (stop, end)
+        self.log = []
+        for name in STEPS:
+            monkeypatch.setattr(os, name, self.counted(name, getattr(os, name)))
+
+    def counted(self, name, real):
+        def step(*args, **options):
+            # Opening to read is no step.
+            if name != "open" or args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self.next(name, args)
+            return real(*args, **options)
+
+        return step
+
+    def next(self, name, args=("",)):
+        number, self.count = self.count, self.count + 1
+        self.log.append((name, str(args[0])))
+        if self.end is not None and number >= self.end:
+            raise Cut
+        if number == self.stop and name != "systemctl":
+            raise OSError(self.code, os.strerror(self.code), args[0] if isinstance(args[0], str) else None)
+
+
+class Host:
+    """A service as it lies on a host, and a systemd that knows whether it runs."""
+
+    def __init__(self, root, output):
+        self.root, self.output = root, output
+        for folder in ("etc/nim", "units/multi-user.target.wants", "quadlets", "services", "state"):
+            (root / folder).mkdir(parents=True)
+        self.units = {"docker": root / "units" / NAMES["docker"], "podman": root / "quadlets" / NAMES["podman"]}
+        self.env, self.record, self.key = (
+            root / "etc/nim/llama.env",
+            root / "services/llama.json",
+            root / "etc/nim/llama.key",
+        )
+        self.copy = root / "previous/llama"
+        self.journal = root / "etc/nim/.llama.switch"
+        self.calls = root / "state/calls"
+        self.engines = {}
+
+    # -- systemd -------------------------------------------------------------------------------------------------------
+
+    def systemctl(self, steps=None):
+        """In place of _command.Runner: `active` is a file, which has what was started."""
+        active = self.root / "state/active"
+
+        def run(_runner, _program, *argv, **_options):
+            if steps:
+                steps.next("systemctl", argv)
+            self.calls.write_text((self.calls.read_text() if self.calls.exists() else "") + " ".join(argv) + "\n")
+            if argv[0] == "is-active":
+                return (0 if active.exists() else 3), "", ""
+            if argv[0] == "stop":
+                active.unlink(missing_ok=True)
+            if argv[0] == "start":
+                active.write_text(self.runs())
+            return 0, "", ""
+
+        return run
+
+    # -- deployments ---------------------------------------------------------------------------------------------------
+
+    def texts(self, version, engine=None):
+        engine = engine or self.engines.get(version, "docker")
+        return engine, f"ExecStart={version} --label config-hash=<{version}>\n", f"VERSION={version}\n"
+
+    def told(self, version):
+        engine, unit, env = self.texts(version)
+        sums = {self.units[engine]: unit, self.env: env}
+        files = {str(path): hashlib.sha256(text.encode()).hexdigest() for path, text in sums.items()}
+        return json.dumps({"image": f"nim:{version}", "config_hash": version, "files": files, "verified": True})
+
+    def deploy(self, version, verified=True):
+        """Lets VERSION lie in place and run."""
+        engine, unit, env = self.texts(version)
+        for path in self.units.values():
+            path.unlink(missing_ok=True)
+        self.units[engine].write_text(unit)
+        self.env.write_text(env)
+        if verified:
+            self.record.write_text(self.told(version))
+        (self.root / "state/active").write_text(self.runs())
+
+    def runs(self):
+        """What a start would run: unit and environment."""
+        return " ".join(map(str, self.lies()[:2]))
+
+    def lies(self):
+        """What lies in place: versions of unit, environment and record, and the engines that have a unit file."""
+        engines = [engine for engine, path in self.units.items() if path.exists()]
+        unit = self.units[engines[0]].read_text().split()[0][10:] if engines else None
+        env = self.env.read_text()[8:].strip() if self.env.exists() else None
+        record = json.loads(self.record.read_text())["config_hash"] if self.record.exists() else None
+        return unit, env, record, engines
+
+    def whole(self):
+        """The version that lies in place, whole."""
+        unit, env, record, engines = self.lies()
+        assert unit == env == record, self.lies()
+        assert engines == ([self.engines.get(unit, "docker")] if unit else []), self.lies()
+        return unit
+
+    def state(self):
+        """All that lies on the host, to be compared."""
+        files = [path for path in sorted(self.root.rglob("*")) if path != self.calls]
+        return str([(str(path), path.is_file() and path.read_text(), path.stat().st_nlink) for path in files])
+
+    def tidy(self):
+        """Nothing lies about that nobody looks for; a copy belongs to one deployment."""
+        left = list(self.root.rglob(".*")) + list(self.root.glob("previous/*.new"))
+        assert left == []
+        for copy in self.root.glob("previous/*"):
+            version = json.loads((copy / "record").read_text())["config_hash"]
+            assert (copy / "env").read_text() == self.texts(version)[2]
+            assert (copy / "unit").read_text() == self.texts(version)[1]
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def options(self, **more):
+        return {
+            "name": "llama",
+            "copy_dir": str(self.copy.parent),
+            "unit_path": str(self.units["docker"]),
+            "quadlet_path": str(self.units["podman"]),
+            "env_path": str(self.env),
+            "record_path": str(self.record),
+            "_ansible_tmpdir": str(self.root / "state"),
+            **more,
+        }
+
+    def files(self, version):
+        """What the role has nim_files write when it deploys VERSION."""
+        engine, unit, env = self.texts(version)
+        files = [(self.env, env, "0600"), (self.units[engine], unit, "0644"), (self.key, "key\n", "0600")]
+        others = [str(path) for name, path in self.units.items() if name != engine]
+        return {
+            "files": [
+                {"path": str(path), "content": base64.b64encode(text.encode()).decode(), "mode": mode}
+                for path, text, mode in files
+            ],
+            "absent": others,
+            "journal": str(self.journal),
+        }
+
+    def call(self, module, args, **steps):
+        """Calls a module; returns how it ended, its result, and the steps it took."""
+        self.output.readouterr()
+        status = CUT
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            taken = Steps(monkeypatch, **steps)
+            monkeypatch.setattr(_command.Runner, "__call__", self.systemctl(taken))
+            try:
+                with patch_module_args(args):
+                    module.main()
+            except SystemExit as ended:
+                status = ended.code or WORKED
+            except Cut:
+                # Nothing is told by who is no more.
+                pass
+        text = self.output.readouterr().out
+        return status, json.loads(text) if status is not CUT else {}, taken.log
+
+    def deployment(self, state, options=(), **steps):
+        return self.call(nim_deployment, self.options(state=state, **dict(options)), **steps)
+
+    def write(self, version, **steps):
+        return self.call(nim_files, self.files(version), **steps)
+
+    def ok(self, state, **more):
+        """A call that must work."""
+        status, result, _log = self.deployment(state, more)
+        assert status == WORKED, result
+        return result
+
+
+# -- what is cut off ---------------------------------------------------------------------------------------------------
+
+
+def history(host, *versions):
+    """Deploys versions one after another, each kept before the next one."""
+    for version in versions:
+        if host.record.exists():
+            host.ok("kept", successor=version)
+        host.deploy(version)
+
+
+class Case:
+    """A way: what lies there before, the call, and the versions that may lie there after a cut."""
+
+    def __init__(self, prepare, act, before, after, engines=None):
+        self.prepare, self.act, self.before, self.after, self.engines = prepare, act, before, after, engines or {}
+        #: Those that there were.
+        self.versions = "1" if before == after == "1" else "12"
+
+
+def failing(host):
+    """Version 2, and a 3 that did not prove itself."""
+    history(host, "1", "2")
+    host.ok("kept", successor="3")
+    assert host.write("3")[0] == WORKED
+
+
+def act(state, **options):
+    """The call of a way."""
+    return lambda host, **steps: host.deployment(
+        state, {**options, **({"key_path": str(host.key)} if state == "removed" else {})}, **steps
+    )
+
+
+CASES = {
+    "keep the first": Case(lambda host: host.deploy("1"), act("kept", successor="2"), "1", "1"),
+    "keep the next": Case(lambda host: history(host, "1", "2"), act("kept", successor="3"), "2", "2"),
+    "failed upgrade": Case(failing, act("restored", failed_image="nim:3", failed_reason="x"), None, "2"),
+    "rollback": Case(lambda host: history(host, "1", "2"), act("restored", swap=True), "2", "1"),
+    "rollback before anything was replaced": Case(
+        lambda host: (history(host, "1", "2"), host.ok("kept", successor="3")), act("restored", swap=True), "2", "1"
+    ),
+    "removal": Case(lambda host: (history(host, "1", "2"), host.key.write_text("k")), act("removed"), "2", None),
+    "upgrade": Case(
+        lambda host: (history(host, "1", "2"), host.ok("kept", successor="3")),
+        lambda host, **steps: host.write("3", **steps),
+        "2",
+        "3",
+    ),
+}
+for name in ("failed upgrade", "rollback", "removal", "upgrade"):
+    for engines in ({"2": "podman"}, {"1": "podman", "3": "podman"}):
+        way = "to Podman" if "1" in engines else "from Podman"
+        case = CASES[name]
+        CASES[f"{name} {way}"] = Case(case.prepare, case.act, case.before, case.after, engines)
+
+
+@pytest.fixture
+def fresh(tmp_path, capsys):
+    """Makes a host for a case, always at the same place."""
+
+    def make(case):
+        root = tmp_path / "host"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        host = Host(root, capsys)
+        host.engines = case.engines
+        case.prepare(host)
+        host.calls.unlink(missing_ok=True)
+        return host
+
+    return make
+
+
+def upgrade_that_fails(host):
+    """What a play does next that wants version 9, which does not prove itself."""
+    kept = host.ok("kept", successor="9")
+    assert host.write("9")[0] == WORKED
+    host.ok("restored", failed_image="nim:9")
+    assert kept["kept"] and kept["record"]["config_hash"] == host.whole()
+
+
+def boot(host):
+    """The host boots: the unit that lies there is read, and its start looks first."""
+    program = settler()
+    program.JOURNAL = str(host.root / "etc/nim/.{}.switch")
+    program.UNITS = [str(host.root / "units/nim-{}.service"), str(host.root / "quadlets/nim-{}.container")]
+    program.subprocess.run = lambda *_args, **_options: None
+    for _start in range(2):
+        unit = host.lies()[0]
+        if unit is None:
+            return
+        if program.main("llama", f"<{unit}>") == 0:
+            break
+    unit, env, record, engines = host.lies()
+    assert unit == env and len(engines) == 1, host.lies()
+    # What did not prove itself has no record yet.
+    assert record == unit or unit == "3", host.lies()
+
+
+def cuts(fresh, case, **refusal):
+    """Numbers of the steps before which a cut, or whose refusal, leaves something new."""
+    seen = set()
+    for stop in itertools.count():
+        host = fresh(case)
+        status, result, log = case.act(host, stop=stop, **refusal)
+        state = (host.state(), status, str(result.get("msg")))
+        if state not in seen:
+            seen.add(state)
+            yield stop, status, result
+        if len(log) <= stop:
+            assert status == WORKED and stop > 3, result
+            return
+
+
+FOLLOWING = ["again", "boot", "upgrade", "rollback", "removal"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cut_before_every_step(fresh, name):
+    case = CASES[name]
+    for stop, status, _result in cuts(fresh, case):
+        # Where the engine changes too, the state that a cut leaves is what matters, not who comes next.
+        for following in FOLLOWING if not case.engines else FOLLOWING[:3]:
+            host = fresh(case)
+            _status, _result, log = case.act(host, stop=stop)
+            try:
+                came_next(host, case, following)
+            except AssertionError as error:
+                raise AssertionError(f"{following} after a cut before {log[-1]}, {stop} ({status}): {error}") from error
+
+
+def came_next(host, case, following):
+    """What comes next makes it whole, and the way back after that works."""
+    if following == "boot":
+        boot(host)
+    if following in ("again", "boot"):
+        assert case.act(host)[0] == WORKED
+        # Whoever finds after a boot that the way back was gone, and goes again, comes home.
+        assert host.whole() == case.after or (following == "boot" and host.whole() == case.before)
+    elif following == "upgrade" and host.record.exists():
+        upgrade_that_fails(host)
+    elif following == "rollback" and case.before is None:
+        # The first leaves what did not prove itself.
+        host.ok("restored", swap=True)
+    if following == "removal" or not host.record.exists():
+        host.ok("removed", key_path=str(host.key))
+        assert host.lies() == (None, None, None, []) and not list(host.root.glob("previous/*"))
+    elif "2" in case.versions:
+        there_and_back(host)
+    host.tidy()
+
+
+def there_and_back(host):
+    """Ways back on demand lead to the other deployment, and home."""
+    begin = host.whole()
+    assert begin in ("1", "2")
+    for version in "12" if begin == "2" else "21":
+        host.ok("restored", swap=True)
+        assert host.whole() == version
+        assert (host.root / "state/active").read_text() == host.runs()
+        host.tidy()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_step_refused(fresh, name):
+    """The service was not stopped, or it was started again; what lies there is whole, the message tells what was refused."""
+    case = CASES[name]
+    for stop, status, result in cuts(fresh, case, code=errno.ENOSPC):
+        host = fresh(case)
+        _status, _result, log = case.act(host, stop=stop, code=errno.ENOSPC)
+        calls = host.calls.read_text() if host.calls.exists() else ""
+        where = f"refused {log[min(stop, len(log) - 1)]}: {result.get('msg')}; {host.lies()}; {calls}"
+        unit, env, record, engines = host.lies()
+        assert unit == env and len(engines) == bool(unit), where
+        assert record == unit or unit == "3" or (case.after is None and unit is None), where
+        assert (host.root / "state/active").exists() == bool(unit), where
+        if "stop " in calls and unit:
+            assert (host.root / "state/active").read_text() == host.runs(), where
+        if status == FAILED:
+            assert "No space left on device" in result["msg"] and "Next: df -h" in result["msg"], where
+            if "upgrade" not in name or "failed" in name:
+                assert ("was not stopped" in result["msg"]) == ("stop " not in calls), where
+        came_next(host, case, "again")
+
+
+def test_a_refused_step_and_then_a_cut(fresh):
+    """Whoever takes a refused exchange back may be cut off in that, too."""
+    case = CASES["rollback"]
+    log = case.act(fresh(case))[2]
+    seen = set()
+    for refused in [number for number, (step, _path) in enumerate(log) if step == "rename"][-6:]:
+        for later in range(1, 25):
+            host = fresh(case)
+            case.act(host, stop=refused, code=errno.EIO, end=refused + later)
+            if host.state() not in seen:
+                seen.add(host.state())
+                came_next(host, case, "again")
