@@ -58,8 +58,9 @@ class Switch:
     ) -> None:
         """Writes FILES (place, data, mode) beside their places, and the journal beside its own; nothing is decided yet.
 
-        GONE are files that go. FOLDERS are directories that move: ``source`` to ``place``, and what is there to ``aside``, or away. LABEL
-        gives a waiting file (name, place) what a security module wants of it. PURPOSE is for whoever finishes it. Raises OSError; then everything is as it was.
+        GONE are files that go. FOLDERS are directories that move: ``source`` to ``place``, and what is there to ``aside``, or away.
+        LABEL gives a waiting file (name, place) what a security module wants of it. PURPOSE is for whoever finishes it. Raises OSError; then
+        everything is as it was.
         """
         files, gone = list(files), [path for path in gone if os.path.lexists(path)]
         plan = {
@@ -93,7 +94,8 @@ class Switch:
     def go(self) -> None:
         """Decides, and brings what was staged into its places. Raises OSError; the files are those of before then, or all new.
 
-        They are all new, and the journal stays, if no more than a folder could not be moved: the next one moves it.
+        They are all new, and the journal stays, if no more than a folder could not be moved: the next one moves it. Until ``close``, whoever
+        is cut off is known to have decided.
         """
         try:
             _files.switch([(_files.waiting_name(self.journal), self.journal)])
@@ -101,6 +103,11 @@ class Switch:
             self._undo()
             raise
         self._finish()
+
+    def close(self) -> None:
+        """Forgets an exchange that is through, and whatever had to follow it."""
+        if os.path.lexists(self.journal):
+            self._close(_plan(self.journal), self.journal)
 
     def pending(self) -> bool:
         """Whether one that was cut off waits to be finished."""
@@ -117,6 +124,7 @@ class Switch:
         elif found is not None:
             try:
                 found = self._finish()
+                self.close()
             except OSError:
                 # It could not be finished, and is as it was: that is one of the two as well.
                 if self.pending():
@@ -137,7 +145,6 @@ class Switch:
             raise
         for item in plan["folders"]:
             _move(item)
-        self._close(plan, self.journal)
         return str(plan.get("purpose"))
 
     def _undo(self) -> None:
@@ -161,8 +168,8 @@ class Switch:
         with contextlib.suppress(OSError):
             for path in _paths(plan):
                 tidy(path)
+            # Should it be there again after the power failed: all that it tells is done.
             _remove(journal)
-            _files.flush([os.path.dirname(journal)])
 
     def _directories(self, plan: Mapping[str, Any]) -> set[str]:
         return {os.path.dirname(path) for path in (self.journal, *_paths(plan))}

@@ -425,6 +425,7 @@ services:
       the deployment record (C(record)), the SHA-256 sums of the files the record names as they are now (C(files)), the model
       cache (C(cache)), what each container engine has of the service (C(engines), lists of V(unit) and V(container)), and
       whether its C(watchdog) exists, is C(enabled) and C(active), and C(failed), which is how it gives up.
+    - C(unsettled) is there, and true, where a run was cut off while it exchanged the files of the service.
   type: dict
   returned: always
 """
@@ -451,6 +452,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _host,
     _lease,
     _survey,
+    _switch,
     _system,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
@@ -831,6 +833,9 @@ class HostReader:
                     "failed": units.get(f"nim-watchdog@{name}.service", {}).get("ActiveState") == "failed",
                 },
             }
+            journal = self.survey.path("etc", f"nim/.{name}.switch")
+            if os.path.lexists(journal) or os.path.lexists(journal + _switch.BACK):
+                services[name]["unsettled"] = True
         return services
 
     def unit_files(self) -> dict[str, set[str]]:

@@ -54,7 +54,7 @@ options:
     type: path
     required: true
   key_path:
-    description: With V(removed), the file of the key that a service gets at runtime. No copy has it.
+    description: The file of the key that a service gets at runtime. No copy has it; V(removed) removes it.
     type: path
   record_path:
     description: The deployment record.
@@ -165,6 +165,7 @@ class Deployment:
             "env": (self.params["env_path"], 0o600),
             "record": (self.params["record_path"], 0o644),
         }
+        self.key = [self.params["key_path"]] if self.params["key_path"] else []
         self.copy = os.path.join(self.params["copy_dir"], self.params["name"])
         #: The copy that was there before: when an upgrade fails, it is the way back again. No service can have its name.
         self.before = f"{self.copy}.before"
@@ -207,7 +208,8 @@ class Deployment:
         """Finishes what an earlier run began to switch and was cut off in; the state that it wanted."""
         if self.module.check_mode:
             return ""
-        settled = self.switch.settle([*self.units, self.files["env"][0], self.files["record"][0]]) or ""
+        beside = [*self.units, self.files["env"][0], self.files["record"][0], self.copy, *self.key]
+        settled = self.switch.settle(beside) or ""
         self.forget_copy()
         return settled
 
@@ -237,6 +239,7 @@ class Deployment:
         """Lets a directory become the copy; what was the copy goes ASIDE, or away."""
         self.switch.stage([], folders=[{"source": source, "place": self.copy, "aside": aside}])
         self.switch.go()
+        self.switch.close()
 
     def label(self, scratch: str, path: str) -> None:
         """Gives a file that waits the label of its place: a refusal is noticed while the service runs."""
@@ -284,6 +287,7 @@ class Deployment:
         finally:
             if again and not (removal and through):
                 self.said = self.start()
+        self.switch.close()
         self.told()
 
     def told(self) -> None:
@@ -324,8 +328,8 @@ class Deployment:
         """Brings the copy back."""
         swap, settled = self.params["swap"], self.settle()
         current, kept = self.current(), self.kept()
-        if swap and settled == "restored" and self.systemctl("is-active", "--quiet", self.unit):
-            # The same call was cut off after it had decided. To begin anew now would lead back again.
+        if settled == "restored":
+            # A call was cut off after it had decided. To begin anew would lead on to another deployment.
             self.result["record"] = parse_record(current["record"]) or {}
             self.said = self.start()
             self.told()
@@ -380,21 +384,18 @@ class Deployment:
         self.settle()
         link = os.path.join(os.path.dirname(self.units[0]), "multi-user.target.wants", self.unit)
         env, record = self.files["env"][0], self.files["record"][0]
-        key = [self.params["key_path"]] if self.params["key_path"] else []
-        gone = [path for path in (*self.units, link, env, *key) if os.path.lexists(path)]
+        gone = [path for path in (*self.units, link, env, *self.key) if os.path.lexists(path)]
         copies = [path for path in (self.copy, self.before, self.coming) if os.path.lexists(path)]
         removed = [*gone, *copies, *([record] if os.path.lexists(record) else [])]
         self.result = {"changed": bool(removed), "kept": False, "record": {}, "removed": removed}
         if self.module.check_mode or not removed:
             return self.result
         # What cannot be removed later is noticed now.
-        for path in removed[len(gone) :]:
+        for path in (record, *copies[:1]):
             _files.beside(path, b"", 0o600)
             _files.forget(path)
         self.switch.stage([], gone)
         self.exchange(removal=True)
-        for path in (*self.units, env, *key, record):
-            _switch.tidy(path)
         for argv in (("daemon-reload",), ("reset-failed", self.unit)):
             self.systemctl(*argv)
         for path in copies:

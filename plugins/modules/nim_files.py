@@ -239,6 +239,7 @@ class Files:
         switch = _switch.Switch(self.params["journal"])
         switch.stage(differing, gone, label=self.label)
         switch.go()
+        switch.close()
 
     def label(self, scratch: str, path: str) -> None:
         """Gives a file that waits the label of its place."""

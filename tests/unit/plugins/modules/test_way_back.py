@@ -79,8 +79,6 @@ class Host:
 
     def __init__(self, root, output):
         self.root, self.output = root, output
-        for folder in ("etc/nim", "units/multi-user.target.wants", "quadlets", "services", "state"):
-            (root / folder).mkdir(parents=True)
         self.units = {"docker": root / "units" / NAMES["docker"], "podman": root / "quadlets" / NAMES["podman"]}
         self.env, self.record, self.key = (
             root / "etc/nim/llama.env",
@@ -91,6 +89,11 @@ class Host:
         self.journal = root / "etc/nim/.llama.switch"
         self.calls = root / "state/calls"
         self.engines = {}
+
+    def make(self):
+        """Makes the directories that every host has."""
+        for folder in ("etc/nim", "units/multi-user.target.wants", "quadlets", "services", "state"):
+            (self.root / folder).mkdir(parents=True)
 
     # -- systemd -------------------------------------------------------------------------------------------------------
 
@@ -177,6 +180,7 @@ class Host:
             "unit_path": str(self.units["docker"]),
             "quadlet_path": str(self.units["podman"]),
             "env_path": str(self.env),
+            "key_path": str(self.key),
             "record_path": str(self.record),
             "_ansible_tmpdir": str(self.root / "state"),
             **more,
@@ -256,9 +260,7 @@ def failing(host):
 
 def act(state, **options):
     """The call of a way."""
-    return lambda host, **steps: host.deployment(
-        state, {**options, **({"key_path": str(host.key)} if state == "removed" else {})}, **steps
-    )
+    return lambda host, **steps: host.deployment(state, options, **steps)
 
 
 CASES = {
@@ -288,14 +290,18 @@ for name in ("failed upgrade", "rollback", "removal", "upgrade"):
 def fresh(tmp_path, capsys):
     """Makes a host for a case, always at the same place."""
 
+    root, prepared = tmp_path / "host", tmp_path / "prepared"
+
     def make(case):
-        root = tmp_path / "host"
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
         host = Host(root, capsys)
         host.engines = case.engines
-        case.prepare(host)
-        host.calls.unlink(missing_ok=True)
+        if not prepared.exists():
+            host.make()
+            case.prepare(host)
+            host.calls.unlink(missing_ok=True)
+            root.rename(prepared)
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(prepared, root, symlinks=True)
         return host
 
     return make
@@ -305,8 +311,13 @@ def upgrade_that_fails(host):
     """What a play does next that wants version 9, which does not prove itself."""
     kept = host.ok("kept", successor="9")
     assert host.write("9")[0] == WORKED
-    host.ok("restored", failed_image="nim:9")
-    assert kept["kept"] and kept["record"]["config_hash"] == host.whole()
+    if kept["kept"]:
+        host.ok("restored", failed_image="nim:9")
+        assert kept["record"]["config_hash"] == host.whole()
+    else:
+        # Of a removal that has begun nothing comes back.
+        assert host.lies() == ("9", "9", "2", ["docker"])
+        host.ok("removed")
 
 
 def boot(host):
@@ -349,8 +360,12 @@ FOLLOWING = ["again", "boot", "upgrade", "rollback", "removal"]
 def test_cut_before_every_step(fresh, name):
     case = CASES[name]
     for stop, status, _result in cuts(fresh, case):
+        if status is not CUT:
+            continue
         # Where the engine changes too, the state that a cut leaves is what matters, not who comes next.
         for following in FOLLOWING if not case.engines else FOLLOWING[:3]:
+            if following == "rollback" and case.versions == "1":
+                continue
             host = fresh(case)
             _status, _result, log = case.act(host, stop=stop)
             try:
@@ -365,15 +380,19 @@ def came_next(host, case, following):
         boot(host)
     if following in ("again", "boot"):
         assert case.act(host)[0] == WORKED
-        # Whoever finds after a boot that the way back was gone, and goes again, comes home.
-        assert host.whole() == case.after or (following == "boot" and host.whole() == case.before)
+        if case.after == "3":
+            # A run that did not prove it.
+            assert host.lies()[:2] == ("3", "3") and len(host.lies()[3]) == 1
+            host.ok("restored", failed_image="nim:3")
+        else:
+            assert host.whole() == case.after
     elif following == "upgrade" and host.record.exists():
         upgrade_that_fails(host)
-    elif following == "rollback" and case.before is None:
-        # The first leaves what did not prove itself.
+    elif following == "rollback":
+        # The first may have to leave what did not prove itself, or to finish what was cut off.
         host.ok("restored", swap=True)
     if following == "removal" or not host.record.exists():
-        host.ok("removed", key_path=str(host.key))
+        host.ok("removed")
         assert host.lies() == (None, None, None, []) and not list(host.root.glob("previous/*"))
     elif "2" in case.versions:
         there_and_back(host)
