@@ -85,6 +85,8 @@ def flush(folders: Iterable[str]) -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, folder) from error
         finally:
             os.close(handle)
 

@@ -405,7 +405,7 @@ class Deployment:
 
     def fail(self, error: OSError) -> NoReturn:
         """Leaves with what could not be written, and what that means for the service."""
-        path = str(error.filename2 or error.filename)
+        path = str(error.filename2 or error.filename or self.files["env"][0])
         folder = os.path.dirname(path) or "/"
         wanted = {"kept": "keep what works", "restored": "bring back what worked", "removed": "remove the service"}
         if not self.stopped:

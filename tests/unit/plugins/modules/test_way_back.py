@@ -59,7 +59,7 @@ class Steps:
     def counted(self, name, real):
         def step(*args, **options):
             # Opening to read is no step.
-            if name != "open" or args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            if "/state/" not in str(args[0]) and (name != "open" or args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
                 self.next(name, args)
             return real(*args, **options)
 
@@ -432,7 +432,7 @@ def test_every_step_refused(fresh, name):
             assert "No space left on device" in result["msg"] and "Next: df -h" in result["msg"], where
             if "upgrade" not in name or "failed" in name:
                 assert ("was not stopped" in result["msg"]) == ("stop " not in calls), where
-        came_next(host, case, "again")
+            came_next(host, case, "again")
 
 
 def test_a_refused_step_and_then_a_cut(fresh):
@@ -443,7 +443,7 @@ def test_a_refused_step_and_then_a_cut(fresh):
     for refused in [number for number, (step, _path) in enumerate(log) if step == "rename"][-6:]:
         for later in range(1, 25):
             host = fresh(case)
-            case.act(host, stop=refused, code=errno.EIO, end=refused + later)
-            if host.state() not in seen:
+            status, _result, _log = case.act(host, stop=refused, code=errno.EIO, end=refused + later)
+            if status is not WORKED and host.state() not in seen:
                 seen.add(host.state())
                 came_next(host, case, "again")
