@@ -63,7 +63,7 @@ class Switch:
         everything is as it was.
         """
         files, gone = list(files), [path for path in gone if os.path.lexists(path)]
-        plan = {
+        plan: dict[str, Any] = {
             "files": [{"path": path, "was": os.path.lexists(path)} for path, _data, _mode in files],
             "gone": gone,
             "folders": [dict(item) for item in folders],
