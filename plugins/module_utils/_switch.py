@@ -70,6 +70,8 @@ class Switch:
             "purpose": purpose,
         }
         try:
+            # Somebody may have removed it with all that was in it.
+            os.makedirs(os.path.dirname(self.journal), mode=0o700, exist_ok=True)
             for path, data, mode in files:
                 scratch = _files.beside(path, data, mode)
                 if label:

@@ -391,7 +391,7 @@ class Deployment:
         if self.module.check_mode or not removed:
             return self.result
         # What cannot be removed later is noticed now.
-        for path in (record, *copies[:1]):
+        for path in [*removed[-1:], *copies[:1]]:
             _files.beside(path, b"", 0o600)
             _files.forget(path)
         self.switch.stage([], gone)
@@ -408,7 +408,9 @@ class Deployment:
         path = str(error.filename2 or error.filename or self.files["env"][0])
         folder = os.path.dirname(path) or "/"
         wanted = {"kept": "keep what works", "restored": "bring back what worked", "removed": "remove the service"}
-        if not self.stopped:
+        if not self.stopped and self.switch.pending():
+            state = "An earlier run was cut off, and what it began can be neither finished nor taken back. The service was not stopped."
+        elif not self.stopped:
             state = "The service was not stopped, and its files are as they were."
         elif self.switch.pending():
             state = "The service was started again; what is left to do, the next run does first."

@@ -89,6 +89,8 @@ class Host:
         self.journal = root / "etc/nim/.llama.switch"
         self.calls = root / "state/calls"
         self.engines = {}
+        #: What systemctl fails to do.
+        self.broken = ""
 
     def make(self):
         """Makes the directories that every host has."""
@@ -105,6 +107,8 @@ class Host:
             if steps:
                 steps.next("systemctl", argv)
             self.calls.write_text((self.calls.read_text() if self.calls.exists() else "") + " ".join(argv) + "\n")
+            if argv[0] == self.broken:
+                return 1, "", "Job failed."
             if argv[0] == "is-active":
                 return (0 if active.exists() else 3), "", ""
             if argv[0] == "stop":
@@ -447,3 +451,100 @@ def test_a_refused_step_and_then_a_cut(fresh):
             if status is not WORKED and host.state() not in seen:
                 seen.add(host.state())
                 came_next(host, case, "again")
+
+
+# -- what is in the way ------------------------------------------------------------------------------------------------
+
+
+def step_of(log, name):
+    """Number of the step that brings the file NAME into its place."""
+    return next(number for number, (step, path) in enumerate(log) if step == "rename" and path.endswith(name))
+
+
+def a_directory(path):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_file_for_a_directory(path):
+    shutil.rmtree(path.parent)
+    path.parent.write_text("")
+
+
+@pytest.mark.parametrize("name", ["rollback", "rollback to Podman", "failed upgrade"])
+@pytest.mark.parametrize("spoil", [a_directory, a_file_for_a_directory])
+@pytest.mark.parametrize("what", ["env", "record", "unit"])
+def test_what_is_in_the_way_is_noticed_while_the_service_runs(fresh, name, spoil, what):
+    case = CASES[name]
+    host = fresh(case)
+    engine = host.engines.get(case.after, "docker")
+    path = {"env": host.env, "record": host.record, "unit": host.units[engine]}[what]
+    spoil(path)
+    status, result, _log = case.act(host)
+    assert status == FAILED and "Next: " in result["msg"], result
+    assert str(path) in result["msg"] or str(path.parent) in result["msg"]
+    assert "was not stopped" in result["msg"]
+    assert not host.calls.exists() or "stop" not in host.calls.read_text()
+    assert (host.root / "state/active").exists()
+    # Nothing of the attempt is left.
+    assert not list(host.root.rglob(".*")) and not list(host.root.glob("previous/*.new"))
+
+
+def test_a_removal_whose_copies_cannot_go_stops_nothing(fresh):
+    host = fresh(CASES["removal"])
+    (host.root / "previous/.llama.new").mkdir()
+    status, result, _log = CASES["removal"].act(host)
+    assert status == FAILED and "previous/llama: Is a directory" in result["msg"] and "was not stopped" in result["msg"]
+    assert host.whole() == "2" and (host.root / "state/active").exists()
+
+
+def test_a_start_that_fails_after_a_refused_exchange_is_told_with_it(fresh):
+    case = CASES["rollback"]
+    stop = step_of(case.act(fresh(case))[2], ".llama.env.new")
+    host = fresh(case)
+    host.broken = "start"
+    _status, result, _log = case.act(host, stop=stop, code=errno.EIO)
+    assert "Input/output error" in result["msg"] and "systemctl start failed: Job failed." in result["msg"]
+    assert host.whole() == "2"
+
+
+def test_a_lost_directory_is_no_reason_to_keep_a_service(fresh):
+    host = fresh(CASES["removal"])
+    shutil.rmtree(host.env.parent)
+    host.ok("removed")
+    assert host.lies() == (None, None, None, []) and not list(host.root.glob("previous/*"))
+
+
+def test_a_copy_of_two_deployments_is_not_brought_back(fresh):
+    """As an older version of this collection may have left it."""
+    host = fresh(CASES["rollback"])
+    (host.copy / "env").write_text("VERSION=2\n")
+    status, result, _log = CASES["rollback"].act(host)
+    assert status == FAILED and "is of two deployments" in result["msg"] and "Nothing was changed" in result["msg"]
+    assert not host.calls.exists() and host.whole() == "2"
+
+
+def test_an_upgrade_that_failed_before_it_wrote_anything_leaves_the_way_back(fresh):
+    host = fresh(CASES["rollback before anything was replaced"])
+    host.ok("restored", failed_image="nim:3")
+    assert host.whole() == "2"
+    there_and_back(host)
+
+
+def test_an_exchange_that_is_pending_is_left_alone_by_a_check(fresh):
+    case = CASES["rollback"]
+    stop = step_of(case.act(fresh(case))[2], ".llama.env.new")
+    host = fresh(case)
+    case.act(host, stop=stop)
+    before = host.state()
+    host.ok("restored", swap=True, _ansible_check_mode=True)
+    host.ok("kept", successor="3", _ansible_check_mode=True)
+    assert host.state() == before and host.journal.exists()
+
+
+def test_a_journal_of_somebody_else_is_not_believed(fresh):
+    host = fresh(CASES["rollback"])
+    host.journal.write_text("{}")
+    status, result, _log = CASES["rollback"].act(host)
+    assert status == FAILED and "it is no journal of this collection" in result["msg"]
+    assert "can be neither finished nor taken back" in result["msg"] and host.whole() == "2"
