@@ -204,6 +204,11 @@ class Deployment:
         """Whether files and record are those of one deployment that was verified."""
         return _deployment.keepable(parse_record(content["record"]), self.sums(content), None) == "copy"
 
+    def mixed(self, content: dict[str, bytes | None]) -> bool:
+        """Whether the record tells other sums of the files than they have."""
+        told = (parse_record(content["record"]) or {}).get("files") or {}
+        return any(told.get(path, found) != found for path, found in self.sums(content).items())
+
     def settle(self) -> str:
         """Finishes what an earlier run began to switch and was cut off in; the state that it wanted."""
         if self.module.check_mode:
@@ -318,7 +323,7 @@ class Deployment:
         why = ""
         if not parse_record(kept["record"]) or not kept["unit"] or kept["env"] is None:
             why = f"no earlier deployment is kept in {self.copy}, wanted one that was verified"
-        elif not self.whole(kept):
+        elif self.mixed(kept):
             why = f"the copy in {self.copy} is of two deployments, wanted files of the sums that its record tells"
         if why:
             told = f"service {self.params['name']}: {why}; deploy the version you want by nim_services instead."
