@@ -56,6 +56,11 @@ class Steps:
         for name in STEPS:
             monkeypatch.setattr(os, name, self.counted(name, getattr(os, name)))
 
+    @staticmethod
+    def over():
+        """Ends the call."""
+        raise Cut
+
     def counted(self, name, real):
         def step(*args, **options):
             # Opening to read is no step.
@@ -70,7 +75,7 @@ class Steps:
         number, self.count = self.count, self.count + 1
         self.log.append((name, str(args[0])))
         if self.end is not None and number >= self.end:
-            raise Cut
+            self.over()
         if number == self.stop and name != "systemctl":
             raise OSError(self.code, os.strerror(self.code), args[0] if isinstance(args[0], str) else None)
 
@@ -422,6 +427,24 @@ def there_and_back(host):
         assert host.whole() == version
         assert (host.root / "state/active").read_text() == host.runs()
         host.tidy()
+
+
+def test_a_cut_leaves_what_a_killed_process_leaves(fresh):
+    """The same by a process that ends in the middle of it, without any of its handlers."""
+    case = CASES["rollback"]
+    for stop in range(1, len(case.act(fresh(case))[2]), 7):
+        host = fresh(case)
+        case.act(host, stop=stop)
+        cut = host.state()
+        host = fresh(case)
+        child = os.fork()
+        if child == 0:
+            # Whatever becomes of it, this child returns to no test.
+            Steps.over = staticmethod(lambda: os._exit(9))
+            case.act(host, stop=stop)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert host.state() == cut, stop
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
