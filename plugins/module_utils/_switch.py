@@ -24,6 +24,8 @@ from ansible_collections.baremetal.nim.plugins.module_utils import _files
 
 #: What a journal is called once its renames are taken back.
 BACK = ".back"
+#: What a file system says that has no second names.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 #: The parts of a journal.
 _PARTS = ("files", "gone", "folders")
 
@@ -228,7 +230,15 @@ def _second_name(path: str) -> None:
     old = _files.old_name(path)
     try:
         _remove(old)
-        os.link(path, old, follow_symlinks=False)
+        try:
+            os.link(path, old, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not os.path.islink(path):
+                # One that must not be changed refuses this as well.
+                os.close(os.open(path, os.O_WRONLY | os.O_NOFOLLOW))
+            shutil.copy2(path, old, follow_symlinks=False)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
 

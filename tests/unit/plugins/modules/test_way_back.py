@@ -581,3 +581,16 @@ def test_a_journal_of_somebody_else_is_not_believed(fresh):
     status, result, _log = CASES["rollback"].act(host)
     assert status == FAILED and "it is no journal of this collection" in result["msg"]
     assert "can be neither finished nor taken back" in result["msg"] and host.whole() == "2"
+
+
+def test_a_file_system_without_second_names(fresh, monkeypatch):
+    def none(path, *_args, **_options):
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "link", none)
+    case = CASES["rollback"]
+    stop = step_of(case.act(fresh(case))[2], ".llama.env.new")
+    host = fresh(case)
+    assert case.act(host, stop=stop, code=errno.EIO)[0] == FAILED
+    assert host.whole() == "2"
+    came_next(host, case, "again")
