@@ -29,4 +29,4 @@ for path, text in python.items():
 print(f"hosts: {len(python)} files compile")
 PY
 .venv-hosts/bin/python -m pytest -q -rs tests/unit/plugins/modules tests/unit/plugins/module_utils \
-  tests/unit/test_watchdog.py tests/unit/test_gpu_wait.py tests/unit/test_nim_run.py tests/unit/test_nim_run_ends.py "$@"
+  tests/unit/test_watchdog.py tests/unit/test_gpu_wait.py tests/unit/test_settle.py tests/unit/test_nim_run.py tests/unit/test_nim_run_ends.py "$@"

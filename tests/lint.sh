@@ -41,6 +41,7 @@ check mypy env MYPYPATH="$PWD/.venv/collections:$PWD/tests/lab:$PWD/tests" \
   mypy --cache-dir=".ansible/mypy${CORE:+-$CORE}" "$plugins" tests/lab/lab.py tests/lab/demo.py tests/generate_docs.py tests/matrix.py \
   roles/nim_service/files/nim-watchdog
 check 'mypy nim-gpu-wait' mypy roles/nim_service/files/nim-gpu-wait
+check 'mypy nim-settle' mypy roles/nim_service/files/nim-settle
 check yamllint yamllint --strict .
 check shellcheck shellcheck --external-sources --severity=warning "${scripts[@]}"
 check 'no exceptions' no_exceptions

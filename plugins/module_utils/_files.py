@@ -35,6 +35,11 @@ def waiting_name(path: str) -> str:
     return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.new")
 
 
+def old_name(path: str) -> str:
+    """The second name of a file that is about to be replaced, by which it can come back."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.old")
+
+
 def forget(path: str) -> None:
     """Removes what a killed writer left beside a place; it may be a secret."""
     with contextlib.suppress(FileNotFoundError):
@@ -71,10 +76,17 @@ def switch(waiting: Iterable[tuple[str, str]]) -> None:
     for scratch, path in waiting:
         os.rename(scratch, path)
         folders.add(os.path.dirname(path))
+    flush(folders)
+
+
+def flush(folders: Iterable[str]) -> None:
+    """Brings directories down to the disk."""
     for folder in folders:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, folder) from error
         finally:
             os.close(handle)
 

@@ -953,6 +953,8 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append("unit is not enabled")
         if not record.get("verified"):
             reasons.append("never verified")
+        if now.get("unsettled"):
+            reasons.append("a run was cut off while it exchanged its files")
         if reasons:
             deploy.append({**service, "reasons": reasons})
             continue

@@ -426,6 +426,7 @@ services:
       cache (C(cache), with what is C(staged) there, or what speaks against it as C(doubt)), what each container engine has of
       the service (C(engines), lists of V(unit) and V(container)), units that stage it or have staged it (C(staging)), and
       whether its C(watchdog) exists, is C(enabled) and C(active), and C(failed), which is how it gives up.
+    - C(unsettled) is there, and true, where a run was cut off while it exchanged the files of the service.
   type: dict
   returned: always
 """
@@ -453,6 +454,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _readback,
     _staged,
     _survey,
+    _switch,
     _system,
     _weights,
 )
@@ -845,6 +847,9 @@ class HostReader:
                     "failed": units.get(f"nim-watchdog@{name}.service", {}).get("ActiveState") == "failed",
                 },
             }
+            journal = self.survey.path("etc", f"nim/.{name}.switch")
+            if os.path.lexists(journal) or os.path.lexists(journal + _switch.BACK):
+                services[name]["unsettled"] = True
         return services
 
     def unit_files(self) -> dict[str, set[str]]:

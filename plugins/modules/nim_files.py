@@ -64,6 +64,12 @@ options:
     type: list
     elements: path
     default: []
+  journal:
+    description:
+      - Where a journal lies while files that belong together go into their places and those in O(absent) go. With it, a run that is cut off
+        in between is finished, or taken back, by the next one that names the same journal.
+      - Of a service it is C(.NAME.switch) in the directory of its environment file, where M(baremetal.nim.nim_deployment) finds it.
+    type: path
   hidden:
     description: Values that no output shows.
     type: list
@@ -99,11 +105,10 @@ import binascii
 import contextlib
 import os
 import re
-import shutil
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _files
+from ansible_collections.baremetal.nim.plugins.module_utils import _files, _switch
 
 
 class Files:
@@ -194,6 +199,7 @@ class Files:
 
     def work(self) -> None:
         """All of it."""
+        self.settle()
         for item in self.params["directories"]:
             self.directory(item)
         differing = [found for found in map(self.compare, self.params["files"]) if found]
@@ -203,20 +209,42 @@ class Files:
         self.changed = bool(self.changed or self.written or self.removed)
         if self.module.check_mode:
             return
-        _files.write(differing)
+        if self.params["journal"]:
+            self.exchange(differing)
+        else:
+            _files.write(differing)
         for path in self.params["absent"]:
             # It may be the directory that is gone.
             with contextlib.suppress(OSError):
                 _files.forget(path)
         self.done = self.written
-        if self.module.selinux_enabled():
+        if self.module.selinux_enabled() and not self.params["journal"]:
             for path in self.written:
                 self.module.set_default_selinux_context(path, False)
         for path in self.removed:
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
+            _switch.remove_tree(path)
+
+    def settle(self) -> None:
+        """Finishes what an earlier run was cut off in, before anything is compared."""
+        if self.params["journal"] and not self.module.check_mode:
+            files = [item["path"] for item in self.params["files"]]
+            if _switch.Switch(self.params["journal"]).settle(files) is not None:
+                self.changed = True
+
+    def exchange(self, differing: list[tuple[str, bytes, int]]) -> None:
+        """Brings files into their places and others away, as one."""
+        gone = [path for path in self.removed if not os.path.isdir(path) or os.path.islink(path)]
+        if not differing and not gone:
+            return
+        switch = _switch.Switch(self.params["journal"])
+        switch.stage(differing, gone, label=self.label)
+        switch.go()
+        switch.close()
+
+    def label(self, scratch: str, path: str) -> None:
+        """Gives a file that waits the label of its place."""
+        if self.module.selinux_enabled():
+            self.module.set_context_if_different(scratch, self.module.selinux_default_context(path), False)
 
 
 def main() -> None:
@@ -245,6 +273,7 @@ def main() -> None:
                 },
             },
             "absent": {"type": "list", "elements": "path", "default": []},
+            "journal": {"type": "path"},
             "hidden": {"type": "list", "elements": "str", "default": [], "no_log": True},
         },
         supports_check_mode=True,
@@ -253,10 +282,11 @@ def main() -> None:
     try:
         files.work()
     except OSError as error:
+        path = str(error.filename2 or error.filename)
         files.fail(
-            f"{error.filename}: {error.strerror}, wanted to {'remove' if files.done else 'write'} it;"
+            f"{path}: {error.strerror}, wanted to {'remove' if files.done else 'write'} it;"
             f" {'all files were written before that' if files.done else 'no file was changed'}.",
-            f"df -h {os.path.dirname(str(error.filename)) or '/'}; ls -ld {os.path.dirname(str(error.filename)) or '/'}",
+            f"df -h {os.path.dirname(path) or '/'}; ls -ld {os.path.dirname(path) or '/'}",
         )
     module.exit_json(
         changed=files.changed, written=files.written, removed=files.removed, diff=files.diff if module._diff else []

@@ -189,3 +189,11 @@ def test_unit_of_podman_wants_no_docker():
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.read_string(text)
     assert parser.sections() == ["Unit", "Container", "Service", "Install"]
+
+
+def test_both_engines_look_before_each_start_whether_the_files_are_of_one_deployment():
+    for engine, prefix in (("docker", "+"), ("podman", "")):
+        text, item = unit(engine)
+        first = next(value for key, value in section(text, "Service") if key == "ExecStartPre")
+        # It writes beside the environment and has systemd read its units, which the sandbox of Docker's unit forbids.
+        assert first == f"{prefix}/usr/local/libexec/nim-settle asr {item['config_hash']}"

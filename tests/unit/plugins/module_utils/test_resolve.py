@@ -1235,6 +1235,9 @@ GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restart
         ),
         pytest.param({"unit": GONE, "container": None}, {"deploy": ["unit is absent"]}, id="unit-removed-by-hand"),
         pytest.param(
+            {"unsettled": True}, {"deploy": ["a run was cut off while it exchanged its files"]}, id="exchange-cut-off"
+        ),
+        pytest.param(
             {"files": {**FILES, SERVICE["env_path"]: "33cc"}},
             {"deploy": ["files were edited or lost"]},
             id="file-edited",

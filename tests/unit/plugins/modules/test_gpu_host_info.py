@@ -420,6 +420,13 @@ def test_service_of_a_deployed_host(call, deployed):
     }
 
 
+@pytest.mark.parametrize("name", [".llama.switch", ".llama.switch.back"])
+def test_exchange_that_was_cut_off_is_told(deployed, call, name):
+    (deployed.root / "etc/nim").mkdir(exist_ok=True)
+    (deployed.root / "etc/nim" / name).write_text("{}")
+    assert call()["services"]["llama"]["unsettled"] is True
+
+
 @pytest.fixture
 def podman(deployed):
     """The same host with llama run by Podman, beside Docker."""
