@@ -61,7 +61,7 @@ SCENARIOS = {
     "default": Scenario("default", 390, hosts="gpu01,gpu02"),
     "driver": Scenario("driver", 480, start="converged"),
     "lifecycle": Scenario("lifecycle", 450, start="converged"),
-    # The same tests with the other engine; nothing else installs that one.
+    # The same tests with the other engine, which nothing else installs.
     "lifecycle-podman": Scenario("lifecycle", 440, engine="podman"),
     "faults": Scenario("faults", 360, start="converged"),
     "interrupted": Scenario("interrupted", 230),

@@ -7,26 +7,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
-
-#: Directories and markers alone are smaller, and there are images without weights.
-_WEIGHTS = 10**6
-
-
-def emptied(path: str, staged: Mapping[str, Any]) -> bool:
-    """Whether nothing is left of the weights that a marker (STAGED) tells of; what may not be looked at is believed."""
-    try:
-        if int(staged.get("bytes") or 0) < _WEIGHTS:
-            return False
-        with os.scandir(path) as entries:
-            return not any(entry.name != STAGED_MARKER for entry in entries)
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError, TypeError):
-        return False
+from ansible_collections.baremetal.nim.plugins.module_utils._staged import LIST, MARKER
 
 
 def newest(path: str) -> dict[str, Any]:
@@ -36,7 +19,7 @@ def newest(path: str) -> dict[str, Any]:
         for name in (*folders, *names):
             facts = os.lstat(os.path.join(folder, name))
             change = max(change, facts.st_ctime)
-            files += stat.S_ISREG(facts.st_mode) and name != STAGED_MARKER
+            files += stat.S_ISREG(facts.st_mode) and name not in (MARKER, LIST)
     return {"files": files, "change": change}
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible_collections.baremetal.nim.plugins.module_utils import _readback
 
 #: Deployments that a record remembers.
 REMEMBERED = 20
@@ -15,13 +17,43 @@ REMEMBERED = 20
 SUMMARY = ("image", "image_reference", "config_hash", "deployed_at", "verified")
 
 
-def parse_record(text: bytes | str | None) -> dict[str, Any] | None:
-    """A deployment record, None when the text is none."""
-    try:
-        value = json.loads(text or "")
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+#: Files that a record has sums of.
+_MOST_FILES = 100
+_SUM = _readback.matching(re.compile("[0-9a-f]+"), 128)
+_DEPLOYED = {
+    "image": _readback.word(),
+    "image_reference": _readback.word(),
+    "config_hash": _readback.word(200),
+    "deployed_at": _readback.word(100),
+    "verified": _readback.flag,
+}
+_PAST = {**_DEPLOYED, "reason": _readback.word(1000)}
+_RECORD = _readback.fields(
+    {
+        **_DEPLOYED,
+        "name": _readback.word(200),
+        "engine": _readback.word(100),
+        "contract": _readback.word(100),
+        "gpus": _readback.items(_readback.word(200), 1000),
+        "url": _readback.matching(re.compile(r"https?://\S+")),
+        "grpc_port": _readback.or_none(_readback.count),
+        "ready_path": _readback.matching(re.compile(r"/\S*")),
+        "verify": _readback.mapping,
+        "files": _readback.table(_readback.place, _SUM, _MOST_FILES),
+        "key_at_runtime": _readback.flag,
+        "model": _readback.or_none(_readback.word()),
+        "ready_after_s": _readback.or_none(_readback.amount),
+        "ttft_ms": _readback.or_none(_readback.amount),
+        "watchdog": _readback.mapping,
+        "history": _readback.items(_readback.fields(_PAST), REMEMBERED),
+    }
+)
+
+
+def parse_record(data: bytes | str | None) -> dict[str, Any] | None:
+    """A deployment record: what of it is of its kind. None when there is none."""
+    found: dict[str, Any] | None = _readback.document(data, _RECORD)
+    return found
 
 
 def history(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:

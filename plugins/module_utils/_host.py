@@ -22,10 +22,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import _foreign, _ha
 CONFIG_HASH_LABEL = "com.github.baremetal-nim.config-hash"
 #: Label that carries the name of the service a NIM container belongs to.
 SERVICE_LABEL = "com.github.baremetal-nim.service"
-#: File, in a model cache, that says which weights were staged there completely.
-STAGED_MARKER = ".baremetal-nim.json"
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 
 
 def parse_os_release(text: str) -> dict[str, Any]:
@@ -233,19 +230,6 @@ def parse_docker_info(text: str) -> dict[str, Any]:
         "swarm": swarm != "inactive",
         "containers_running": int(info.get("ContainersRunning") or 0),
     }
-
-
-def parse_marker(text: str) -> dict[str, Any] | None:
-    """The marker of staged weights, None when there is none.
-
-    The image's user owns the cache and may write anything there, and root runs the image that the marker names: what
-    is no image reference is no marker.
-    """
-    try:
-        marker = _foreign.parse_json(text)
-        return marker if _REFERENCE.fullmatch(marker["image_reference"]) else None
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 def image_id(text: str) -> str:

@@ -97,14 +97,21 @@ def containers(inspected: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, st
     return found
 
 
-def staging(units: str) -> dict[str, str]:
-    """``systemctl list-units --plain --no-legend`` to the services that are being staged, each with its unit."""
-    names = {}
+def staging(units: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """``systemctl list-units --all --plain --no-legend`` to the services that are being staged, each with its unit, and to units that
+    have ended, by the services they were for: those bring nothing any more."""
+    under_way: dict[str, str] = {}
+    ended: dict[str, list[str]] = {}
     for line in units.splitlines():
-        match = re.match(r"(nim-(?:pull|stage)-(\S+)\.service)\s", f"{line.strip()} ")
-        if match:
-            names[match[2]] = f"unit {match[1]}"
-    return names
+        match = re.match(r"(nim-(?:pull|stage)-(\S+)\.service)\s+\S+\s+(\S+)\s+(\S+)", line.strip().lstrip("●* "))
+        if not match:
+            continue
+        unit, name, active, sub = match.groups()
+        if sub == "exited" or active in ("failed", "inactive"):
+            ended.setdefault(name, []).append(unit)
+        else:
+            under_way[name] = f"unit {unit}"
+    return under_way, ended
 
 
 def repository(reference: str) -> str:

@@ -16,7 +16,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.baremetal.nim.plugins.module_utils import _gate, _gpus, _names, _occupancy, _secrets, _unlisted
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _gate,
+    _gpus,
+    _names,
+    _occupancy,
+    _secrets,
+    _staged,
+    _unlisted,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     CONTRACTS,
     NATIVE_PROTOCOL,
@@ -540,6 +548,14 @@ class Service(Entry):
             self.problem(f"key_at_runtime is true, but {_gate.key_problem('the key', key)}")
         return digest_of([self.name, key])[:16]
 
+    def texts(self, value: Any, *path: str | int) -> None:
+        """Notes what is no text in an option that is a text or a list of them; PATH leads to it."""
+        name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+        several = isinstance(value, (list, tuple))
+        for position, item in enumerate(value if several else [value]):
+            wrong = text_problem(name, item, self.written.get((*path, position) if several else path))
+            self.refused(wrong or (_gate.line_problem(name, item, lines=True) if isinstance(item, str) else ""))
+
     def verify(self, image: str, contract: Mapping[str, Any]) -> dict[str, Any]:
         """Options for the verification; images without chat are asked for what they do, or for their health only."""
         given = self.spec.get("verify") or {}
@@ -550,13 +566,12 @@ class Service(Entry):
             if key not in VERIFY_KEYS:
                 self.problem(f"verify has the unknown key {shown(key)}.{near(said(key), VERIFY_KEYS)}")
             elif key in VERIFY_TEXTS:
-                items = given[key] if isinstance(given[key], (list, tuple)) else [given[key]]
-                for position, item in enumerate(items):
-                    path = ("verify", key, position) if isinstance(given[key], (list, tuple)) else ("verify", key)
-                    wrong = text_problem(f"verify.{key}", item, self.written.get(path))
-                    if not wrong and isinstance(item, str):
-                        wrong = _gate.line_problem(f"verify.{key}", item, lines=True)
-                    self.refused(wrong)
+                self.texts(given[key], "verify", key)
+        prompts = given.get("prompts")
+        for number, prompt in enumerate(prompts if isinstance(prompts, (list, tuple)) else ()):
+            for key, value in prompt.items() if isinstance(prompt, Mapping) else ():
+                if key in VERIFY_TEXTS:
+                    self.texts(value, "verify", "prompts", number, key)
         url = given.get("url")
         if url is not None and not re.fullmatch(r"https?://[^\s/@]{1,300}(/\S{0,2000})?", said(url)):
             self.problem(f"verify.url is {shown(url)}, wanted where clients reach it, such as https://llm.example.com.")
@@ -868,6 +883,19 @@ def watchdog_reasons(service: Mapping[str, Any], now: Mapping[str, Any]) -> list
     return reasons
 
 
+def staging_doubt(service: Mapping[str, Any], cache: Mapping[str, Any]) -> str:
+    """Why image and weights of a service have to be staged, by what its host remembers of its CACHE; empty when they have not."""
+    staged = cache.get("staged") or {}
+    if not staged:
+        doubt = cache.get("doubt") or ""
+        # What was never staged is told the same, whether its directory is there or not.
+        return f"weights not staged: {doubt}" if doubt and doubt != _staged.NOT_STAGED else "weights not staged"
+    place = cache.get("path", service["cache"])
+    if place != service["cache"]:
+        return f"weights not staged: weights were staged in {place}"
+    return "" if staged["key"] == service["stage_key"] else "staged weights are of another image or profile"
+
+
 def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """What has to be done on a host: services to ``stage``, to ``deploy``, to ``watch`` and to ``remove``.
 
@@ -883,16 +911,16 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
         )
         if service["state"] == "absent":
             present = [("unit", unit.get("exists") or engines), ("container", container), ("record", record)]
+            present.append(("staging", now.get("staging")))
             present.append(("cache", cache and service["remove_cache"]))
             reasons = [f"{what} present" for what, there in present if there]
             if reasons:
                 remove.append({**service, "reasons": reasons})
             continue
         reasons = []
-        if (cache.get("staged") or {}).get("key") != service["stage_key"]:
-            reasons.append(
-                "weights not staged" if not cache.get("staged") else "staged weights are of another image or profile"
-            )
+        doubt = staging_doubt(service, cache)
+        if doubt:
+            reasons.append(doubt)
         # A cache that is only read is somebody else's.
         own = cache and not service["cache_read_only"]
         if own and (cache["uid"], cache["gid"]) != (service["uid"], service["gid"]):
@@ -913,6 +941,9 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append(f"unit is {unit.get('active') or 'absent'}")
         elif container.get("config_hash") != service["config_hash"]:
             reasons.append("running container has another configuration")
+        elif staged and container.get("image_id") not in (None, images.get(staged, staged)):
+            # A label is what it says; the image is what runs.
+            reasons.append("running container has another image")
         reasons += [
             f"{other} still has its {' and '.join(engines[other])}" for other in engines if other != service["engine"]
         ]

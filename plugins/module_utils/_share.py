@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.baremetal.nim.plugins.module_utils import _staging
+from ansible_collections.baremetal.nim.plugins.module_utils._staged import MARKER
+
 #: User and module of the daemon.
 USER, MODULE = "nim", "weights"
 #: What an engine compiled for its own GPU, and what would make it another host's code: never handed on.
-OWN = ("/.baremetal-nim.json", "/vllm", "/flashinfer", "/tvm-ffi", "/kernels")
+OWN = (f"/{MARKER}", "/vllm", "/flashinfer", "/tvm-ffi", "/kernels")
 
 
 def schedule(
@@ -141,9 +144,9 @@ def daemon_config(path: str, uid: int, gid: int, secrets: str, lock: str) -> str
     )
 
 
-#: The password comes on standard input, as rsync's environment is seen by root alone. What the second pass finds to differ by its
-#: checksum comes anew.
-_COPY = 'IFS= read -r RSYNC_PASSWORD && export RSYNC_PASSWORD && rsync "$@" && exec rsync --checksum "$@"'
+#: The password comes on standard input, as rsync's environment is seen by root and the user it runs as alone. What the second pass
+#: finds to differ by its checksum comes anew.
+_COPY = 'IFS= read -r RSYNC_PASSWORD && export RSYNC_PASSWORD && "$@" && exec "$@" --checksum'
 
 
 def copy_command(host: str, port: int, path: str, uid: int, gid: int) -> list[str]:
@@ -154,14 +157,14 @@ def copy_command(host: str, port: int, path: str, uid: int, gid: int) -> list[st
         "-c",
         _COPY,
         "sh",
+        # Whatever the other host gives, it is laid down by the user it is for.
+        *_staging.as_image_user(uid, gid, ["rsync"]),
         "--recursive",
         "--links",
         "--hard-links",
         "--perms",
+        "--chmod=ug-s",
         "--times",
-        "--owner",
-        "--group",
-        f"--chown={uid}:{gid}",
         # A copy that was cut off goes on where it ended.
         "--partial-dir=.rsync-partial",
         "--timeout=60",

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.baremetal.nim.plugins.module_utils import _gate
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._staged import MARKER
 
 #: Reads the key from standard input, so that it is in no argument list, no environment of a container's configuration
 #: and no file that the image's user could read; then becomes the image's own command.
@@ -104,18 +105,55 @@ def stage_command(engine: str, service: Mapping[str, Any], image: Mapping[str, A
     return [*command, image["Id"], *words]
 
 
-#: Tarball or directory, cache, owner. Files of other owners could not be replaced by the image's user.
-_SEED = 'set -e; {copy}; chown --recursive --no-dereference "$3" "$2"'
+#: First bytes of compressed files, and what unpacks them to its standard output.
+_PACKED = (
+    (b"\x1f\x8b", ("gzip", "-dc")),
+    (b"\x1f\x9d", ("gzip", "-dc")),
+    (b"BZh", ("bzip2", "-dc")),
+    (b"\xfd7zXZ\x00", ("xz", "-dc")),
+    (b"\x5d\x00\x00", ("xz", "-dc", "--format=lzma")),
+    (b"(\xb5/\xfd", ("zstd", "-dc")),
+    (b"\x04\x22\x4d\x18", ("lz4", "-dc")),
+    (b"LZIP", ("lzip", "-dc")),
+    (b"\x89LZO", ("lzop", "-dc")),
+)
 
 
-def seed_command(seed: str, path: str, uid: int, gid: int, directory: bool) -> list[str]:
-    """The command that fills the cache PATH from SEED, a tarball or a directory with the content of a cache."""
-    copy = (
-        'cp --archive --no-target-directory "$1" "$2"'
-        if directory
-        else 'tar --extract --no-same-owner --file "$1" --directory "$2"'
+def unpacker(beginning: bytes) -> list[str]:
+    """The command that unpacks a tarball which begins so, from its standard input to its standard output."""
+    return list(next((argv for magic, argv in _PACKED if beginning.startswith(magic)), ("cat",)))
+
+
+def as_image_user(uid: int, gid: int, argv: Sequence[str]) -> list[str]:
+    """ARGV, run by the user of the image, who can do no harm to others whatever it is given to unpack or to follow."""
+    return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--no-new-privs", "--", *argv]
+
+
+def seed_command(seed: str, path: str, uid: int, gid: int, unpack: Sequence[str]) -> list[str]:
+    """The command that fills the cache PATH from SEED: a tarball that UNPACK unpacks, or a directory, where UNPACK is empty.
+
+    Root only reads; what is read is laid down by the image's user: no owners, no permissions beyond his own, no devices, nothing
+    written through a link that he could not write to himself. The other host's marker stays behind, its list of files comes along.
+    """
+    left_out = [f"--exclude={name}" for name in (f"./{MARKER}", MARKER)]
+    reads = (
+        f"{shlex.join(unpack)} < {shlex.quote(seed)}"
+        if unpack
+        else shlex.join(
+            ["tar", "--create", "--file=-", "--sparse", f"--directory={seed}", "--anchored", *left_out, "."]
+        )
     )
-    return ["/bin/sh", "-c", _SEED.format(copy=copy), "sh", seed, path, f"{uid}:{gid}"]
+    lays = [
+        "tar",
+        "--extract",
+        "--file=-",
+        f"--directory={path}",
+        "--no-same-owner",
+        "--no-same-permissions",
+        "--no-overwrite-dir",
+    ]
+    lays += ["--anchored", *left_out]
+    return ["/bin/bash", "-c", f"set -o pipefail; umask 022; {reads} | {shlex.join(as_image_user(uid, gid, lays))}"]
 
 
 def contract_problem(contract: str, image: Mapping[str, Any]) -> str:
@@ -173,21 +211,3 @@ def progress(size: int, total: int, rate: float) -> str:
 def last_line(lines: Sequence[str]) -> str:
     """The newest line that is not empty."""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def marker(service: Mapping[str, Any], reference: str, size: int, finished: float, elsewhere: bool = False) -> str:
-    """Text of the file that says that the weights are complete, and of which image (REFERENCE) they are.
-
-    ELSEWHERE is for one that does not lie in the cache, and tells where that is.
-    """
-    content = {
-        "key": service["stage_key"],
-        "share_key": service["share_key"],
-        "image": service["image"],
-        "image_reference": reference,
-        "bytes": size,
-        "finished": int(finished),
-    }
-    if elsewhere:
-        content.update(path=service["path"], read_only=service["read_only"])
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"

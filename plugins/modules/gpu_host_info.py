@@ -59,7 +59,7 @@ options:
     type: path
     default: /var/lib/nim/cache
   staged_dir:
-    description: Directory of the markers of caches that lie elsewhere, are only read, or that root may not write.
+    description: Directory of what this host remembers of staged weights.
     type: path
     default: /var/lib/nim/staged
   state_dir:
@@ -423,7 +423,8 @@ services:
   description:
     - By service name, the systemd unit (C(unit)), the container (C(container), that of O(engine) if both engines have one),
       the deployment record (C(record)), the SHA-256 sums of the files the record names as they are now (C(files)), the model
-      cache (C(cache)), what each container engine has of the service (C(engines), lists of V(unit) and V(container)), and
+      cache (C(cache), with what is C(staged) there, or what speaks against it as C(doubt)), what each container engine has of
+      the service (C(engines), lists of V(unit) and V(container)), units that stage it or have staged it (C(staging)), and
       whether its C(watchdog) exists, is C(enabled) and C(active), and C(failed), which is how it gives up.
   type: dict
   returned: always
@@ -432,7 +433,6 @@ services:
 import functools
 import glob
 import hashlib
-import json
 import os
 import platform
 import re
@@ -443,24 +443,31 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import (
-    _cache,
     _clock,
     _command,
     _credentials,
+    _deployment,
     _docker,
     _host,
     _lease,
+    _readback,
+    _staged,
     _survey,
     _system,
+    _weights,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import NATIVE_PROTOCOL, PROTOCOL_LABEL
 
 UNIT_PROPERTIES = (
     "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,Result,ExecMainStatus,"
-    "ActiveEnterTimestamp,ActiveEnterTimestampMonotonic"
+    "ActiveEnterTimestamp,ActiveEnterTimestampMonotonic,Transient"
 )
+#: What stages image and weights of a service: transient units, as module_utils/_transient.py starts them.
+STAGING = re.compile(r"nim-(?:pull|stage)-(.+)\.service")
 
 
+#: Bytes of a file whose checksum is asked for.
+CHECKSUM_LIMIT = 2**26
 #: Seconds that a credential helper may take.
 HELPER_SECONDS = 15
 #: Seconds that a file system may take to say how it is.
@@ -735,51 +742,49 @@ class HostReader:
         """Deployment record of a service."""
         if self.params["state_dir"] in self.dead:
             return None
-        try:
-            record = json.loads(self.read(os.path.join(self.params["state_dir"], f"{name}.json")))
-        except ValueError:
-            return None
-        return record if isinstance(record, dict) else None
+        return _deployment.parse_record(_readback.read(os.path.join(self.params["state_dir"], f"{name}.json")))
 
     def checksum(self, path: str) -> str | None:
         """SHA-256 of a file, None when it is not there."""
-        try:
-            with open(path, "rb") as handle:
-                return hashlib.sha256(handle.read()).hexdigest()
-        except OSError:
-            return None
+        data = _readback.read(path, CHECKSUM_LIMIT)
+        return None if data is None else hashlib.sha256(data).hexdigest()
 
-    def marker(self, name: str) -> dict[str, Any] | None:
-        """What this host keeps of a cache that lies elsewhere, is only read, or that root may not write."""
+    def note(self, name: str) -> dict[str, Any] | None:
+        """What this host remembers of the weights of a service; only root writes it."""
         folder = self.params["staged_dir"]
-        return None if folder in self.dead else _host.parse_marker(self.read(os.path.join(folder, f"{name}.json")))
+        return None if folder in self.dead else _staged.parse_note(_readback.read(os.path.join(folder, f"{name}.json")))
 
-    def cache(self, path: str, kept: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Ownership of a model cache and what was staged there, by the marker that this host has KEPT, or that lies there."""
-        # The image's user may lay anything there: a pipe would never end.
-        marker = os.path.join(path, _host.STAGED_MARKER)
+    def cache(self, name: str, path: str, known: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Ownership of a model cache and what is staged there, as far as KNOWN, the note of this host, tells and nothing speaks against it."""
         try:
-            stat = os.stat(path)
+            facts = os.stat(path)
         except OSError:
             return None
-        staged = kept or _host.parse_marker(self.read(marker) if _survey.is_small(marker) else "")
+        said = _staged.parse_marker(_readback.read(os.path.join(path, _staged.MARKER)))
+        doubt = _staged.doubt(known, said, path)
+        if known and not doubt:
+            listed = _weights.parse_list(
+                _readback.read(os.path.join(self.params["staged_dir"], f"{name}.sums"), _staged.LIST_LIMIT)
+            )
+            # What an older version of this collection staged has none.
+            doubt = "its files are not listed" if listed is None else _weights.listing(_weights.damage(path, listed))
         return {
             "path": path,
-            "uid": stat.st_uid,
-            "gid": stat.st_gid,
-            "mode": f"{stat.st_mode & 0o7777:04o}",
-            # A marker outlives what it tells of where it lies elsewhere, or was left alone.
-            "staged": None if staged and _cache.emptied(path, staged) else staged,
+            "uid": facts.st_uid,
+            "gid": facts.st_gid,
+            "mode": f"{facts.st_mode & 0o7777:04o}",
+            "staged": None if doubt else known,
+            "doubt": doubt,
         }
 
     def caches(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         """The model caches of services."""
-        kept = {name: self.marker(name) for name in names}
+        kept = {name: self.note(name) for name in names}
         paths = {
-            name: (marker or {}).get("path") or os.path.join(self.params["cache_root"], name)
-            for name, marker in kept.items()
+            name: (note or {}).get("path") or os.path.join(self.params["cache_root"], name)
+            for name, note in kept.items()
         }
-        return self.apart(paths, lambda name, path: self.cache(path, kept[name])) if paths else {}
+        return self.apart(paths, lambda name, path: self.cache(name, path, kept[name])) if paths else {}
 
     def recorded(self) -> set[str]:
         """Names of the services that have a deployment record."""
@@ -795,12 +800,20 @@ class HostReader:
     ) -> dict[str, Any]:
         """All that the host knows of each NIM service, by name. FILES has the units, FOUND the containers, by engine; the wanted one last."""
         containers = {name: item for of_engine in found.values() for name, item in of_engine.items()}
-        named = {unit[4:-8]: unit for unit in units if re.fullmatch(r"nim-[^@]+\.service", unit)}
+        staging: dict[str, list[str]] = {}
+        for name in sorted(units):
+            match = STAGING.fullmatch(name)
+            if match and units[name].get("Transient") == "yes":
+                staging.setdefault(match[1], []).append(name)
+        passing = {unit for of_service in staging.values() for unit in of_service}
+        named = {
+            unit[4:-8]: unit for unit in units if re.fullmatch(r"nim-[^@]+\.service", unit) and unit not in passing
+        }
         root = self.params["cache_root"]
         cached = [] if root in self.dead else glob.glob(os.path.join(root, "*", ""))
         names = set(named) | self.recorded()
         names |= {item["service"] for item in containers.values() if item["service"]}
-        names |= {os.path.basename(path.rstrip("/")) for path in cached}
+        names |= {os.path.basename(path.rstrip("/")) for path in cached} | set(staging)
         caches = self.caches(names)
         services = {}
         for name in sorted(names):
@@ -824,6 +837,7 @@ class HostReader:
                 "files": {path: self.checksum(path) for path in (record or {}).get("files", {})},
                 "cache": caches[name],
                 "engines": _host.traces(f"nim-{name}", files, found),
+                "staging": staging.get(name, []),
                 "watchdog": {
                     "exists": timer.get("LoadState") == "loaded",
                     "enabled": timer.get("UnitFileState") == "enabled",
@@ -882,6 +896,7 @@ class HostReader:
         names += sorted(f"{name}.service" for name in own)
         watched = sorted({name[4:] for name in own} | self.recorded())
         names += [f"nim-watchdog@{name}.{kind}" for name in watched for kind in ("service", "timer")]
+        names += ["nim-pull-*.service", "nim-stage-*.service"]
         shown = self.run("systemctl", "show", "--property", f"{UNIT_PROPERTIES},{_docker.PROPERTIES}", *names)[1]
         units = _host.parse_systemctl_show(shown)
         self.survey.descriptors()

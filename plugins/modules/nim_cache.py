@@ -29,19 +29,28 @@ options:
     description: Name of the service.
     type: str
     required: true
+  state:
+    description:
+      - V(absent) stops a pull or download that is under way, lets systemd forget those that have ended and, with O(remove),
+        removes the cache and what the host remembers of it.
+    type: str
+    choices: [present, absent]
+    default: present
+  remove:
+    description: Whether V(absent) removes the cache.
+    type: bool
+    default: false
   engine:
     description: Container engine that has the image.
     type: str
     choices: [docker, podman]
     default: docker
   image:
-    description: Image reference to pull, with a tag or a digest.
+    description: Image reference to pull, with a tag or a digest. Needed with V(present).
     type: str
-    required: true
   repository:
-    description: Image reference without tag and digest.
+    description: Image reference without tag and digest. Needed with V(present).
     type: str
-    required: true
   path:
     description: Directory of the cache on the host.
     type: path
@@ -148,9 +157,8 @@ options:
     default: ""
   stage_key:
     description:
-      - Identity of what is to be staged. Weights staged under the same key are not staged again.
+      - Identity of what is to be staged. Weights staged under the same key are not staged again. Needed with V(present).
     type: str
-    required: true
   share_key:
     description: Identity of what is staged among hosts, by which others may ask for a copy of it.
     type: str
@@ -193,6 +201,10 @@ options:
         description: When that was, in seconds since 1970.
         type: float
         default: 0
+      fetched:
+        description: Whether the weights have come.
+        type: bool
+        default: false
       run:
         description: Id of the run that has the host (M(baremetal.nim.nim_lock)); each slice is a sign of life of it.
         type: str
@@ -234,7 +246,7 @@ waiting:
   type: bool
   returned: always
 phase:
-  description: V(directory), V(image), V(weights) or V(done).
+  description: V(directory), V(image), V(weights), V(sums) or V(done).
   type: str
   returned: always
 history:
@@ -268,9 +280,11 @@ next_command:
 """
 
 import errno
+import functools
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -280,39 +294,33 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.baremetal.nim.plugins.module_utils import (
     _cache,
     _command,
-    _evidence,
     _gate,
     _lease,
     _names,
+    _readback,
     _share,
+    _staged,
     _staging,
+    _transient,
+    _tree,
+    _weights,
 )
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES, sentence, shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
 from ansible_collections.baremetal.nim.plugins.module_utils._foreign import printable
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, image_id, parse_systemctl_show
-from ansible_collections.baremetal.nim.plugins.module_utils._unit import classify, parse_journal
+from ansible_collections.baremetal.nim.plugins.module_utils._host import image_id
 
 #: Why root may not, and what helps.
 ROOT_SQUASH = (
     "The file system refuses root, as NFS does with root_squash:"
     " create the directory on the file server, owned by {uid}:{gid}, or export it with no_root_squash."
 )
-KEY_DIR = "/run/nim"
-POLL = 0.25
 #: What the times of a file system may lie behind the clock, in seconds.
 CLOCK_SLACK = 0.1
-#: Seconds that a file system may take to say that a directory is there, and for a walk through all files of a cache.
-LOOK_SECONDS, WALK_SECONDS = 30, 900
-
-
-def key_path(unit: str) -> str:
-    """Where the key waits until the unit has opened it."""
-    return os.path.join(KEY_DIR, f"{unit}.key")
-
-
-def env_path(unit: str) -> str:
-    """Where variables wait that are secrets, until the unit has read them."""
-    return os.path.join(KEY_DIR, f"{unit}.env")
+#: Seconds that a file system may take to say that a directory is there, for a walk through all files of a cache, and for the sum of
+#: one file: a terabyte from a slow disk.
+LOOK_SECONDS, WALK_SECONDS, FILE_SECONDS = 30, 900, 14400
+#: Seconds of sums after which those that are made are kept.
+SUM_SECONDS = 30
 
 
 def replace(path: str, text: str) -> None:
@@ -328,7 +336,7 @@ def replace(path: str, text: str) -> None:
     os.rename(name, path)
 
 
-class Stage:
+class Stage(_transient.TransientUnits):
     """One service's way from nothing to staged weights; every step looks first and acts only if needed."""
 
     def __init__(self, module: AnsibleModule) -> None:
@@ -346,7 +354,15 @@ class Stage:
         self.reached = 0
         self.run = _command.Runner(module.get_bin_path, again=True)
         self.engine = f"/usr/bin/{module.params['engine']}"
-        self.host_marker = os.path.join(module.params["host_dir"], "staged", f"{module.params['name']}.json")
+        where = module.params["host_dir"], module.params["name"]
+        self.note_path, self.list_path, self.part_path = (
+            make(*where) for make in (_staged.note_path, _staged.list_path, _staged.part_path)
+        )
+        #: What the host remembers, once that was read.
+        self.note: dict[str, Any] | None = None
+        #: Whether the weights have come, in this slice or an earlier one, and their bytes once they are listed.
+        self.here = bool((module.params["resume"] or {}).get("fetched"))
+        self.size_of_weights = 0
 
     def fail(self, text: str, failure_class: str, evidence: list[str] | None = None, command: str = "") -> NoReturn:
         """Leaves with what was seen, the cure and the next command."""
@@ -368,40 +384,56 @@ class Stage:
 
     # -- directory -------------------------------------------------------------------------------------------------
 
-    def directories(self) -> list[str]:
-        """The cache and those directories in it that the image mounts."""
-        path = self.params["path"]
-        return [path, *(os.path.join(path, name) for name in sorted(self.params["mounts"]) if name)]
-
-    def directory(self, path: str) -> None:
-        """Creates a directory of the cache and gives it to the image's user."""
-        uid, gid = self.params["uid"], self.params["gid"]
-        try:
-            if not os.path.isdir(path):
-                self.changed = True
-                if self.module.check_mode:
-                    return
-                # The image's user must get through, whatever root's umask is.
-                os.umask(0o022)
-                os.makedirs(path, exist_ok=True)
-            facts = os.stat(path)
-            if (facts.st_uid, facts.st_gid) != (uid, gid):
-                before, self.changed = self.changed, True
-                if self.module.check_mode:
-                    return
+    def directory(self, name: str) -> None:
+        """Creates a directory of the cache (NAME; empty for the cache itself) and gives it to the image's user."""
+        path, uid, gid = self.params["path"], self.params["uid"], self.params["gid"]
+        if not os.path.lexists(path):
+            self.changed = True
+            if self.module.check_mode:
+                return
+            # The image's user must get through, whatever root's umask is.
+            os.umask(0o022)
+            os.makedirs(path, exist_ok=True)
+        with _tree.opened(path) as root:
+            with _tree.below(root, path, name) as there:
+                facts = os.fstat(there) if there is not None else None
+            if facts and (facts.st_uid, facts.st_gid) == (uid, gid):
+                return
+            before, self.changed = self.changed, True
+            if self.module.check_mode:
+                return
+            os.umask(0o022)
+            with _tree.made(root, path, name) as there:
+                facts = os.fstat(there)
                 try:
-                    os.chown(path, uid, gid)
+                    os.fchown(there, uid, gid)
                 except PermissionError:
                     if facts.st_uid != uid or os.getuid():
                         raise
                     # Root is nobody here, and the write test will tell whether the user gets on without that group.
                     self.changed = before
+
+    def directories(self) -> None:
+        """Prepares the cache and those directories in it that the image mounts."""
+        path, uid, gid = self.params["path"], self.params["uid"], self.params["gid"]
+        try:
+            for name in ("", *sorted(filter(None, self.params["mounts"]))):
+                self.directory(name)
+                if self.changed and self.module.check_mode:
+                    return
+        except _tree.Planted as planted:
+            self.fail(
+                f"{planted}, wanted a directory of {uid}:{gid}. Whatever runs as uid {uid} may have laid it there, so it was not followed."
+                " Look who did, then remove it.",
+                "cache_permission",
+                command=f"ls -lan {path}",
+            )
         except OSError as error:
             squashed = error.errno in (errno.EACCES, errno.EPERM) and not os.getuid()
             self.fail(
                 f"cache {path} cannot be prepared: {error.strerror}, wanted a directory of {uid}:{gid}."
                 + (f" {ROOT_SQUASH.format(uid=uid, gid=gid)}" if squashed else ""),
-                "disk_full" if error.errno == 28 else "cache_permission",
+                "disk_full" if error.errno == errno.ENOSPC else "cache_permission",
                 command=f"findmnt -T {path}; ls -ldn {path}",
             )
 
@@ -429,20 +461,14 @@ class Stage:
             # Not there yet, or no directory: that is told later.
             pass
 
-    def as_user(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def as_user(self, work: Callable[[], dict[str, Any]], seconds: float = WALK_SECONDS) -> dict[str, Any]:
         """What WORK returns as the image's user; ``errno``, ``error`` and ``path`` of the OSError that it raised.
 
         A file system may refuse what the mode bits allow (read-only, NFS root squash), and refuse root what it allows others.
         """
 
-        def changed() -> dict[str, Any]:
-            os.setgroups([])
-            os.setgid(self.params["gid"])
-            os.setuid(self.params["uid"])
-            return work()
-
         try:
-            report: dict[str, Any] = _command.apart(changed, WALK_SECONDS)
+            report: dict[str, Any] = _command.as_user(self.params["uid"], self.params["gid"], work, seconds)
         except _command.Silence as silence:
             report = {"errno": errno.ETIMEDOUT, "error": str(silence), "path": self.params["path"]}
         except OSError as error:
@@ -495,7 +521,8 @@ class Stage:
         """Refuses a download that cannot fit."""
         disk = os.statvfs(self.params["path"])
         free, wanted = disk.f_bavail * disk.f_frsize, self.params["cache_bytes"]
-        if wanted and not os.path.exists(os.path.join(self.params["path"], STAGED_MARKER)):
+        noted = _staged.parse_note(_readback.read(self.note_path))
+        if wanted and not (noted and noted["path"] == self.params["path"]):
             # What an interrupted download left is a part of this one.
             wanted = max(0, wanted - self.size())
         if free < wanted:
@@ -504,53 +531,6 @@ class Stage:
                 "disk_full",
                 command=f"df -h {self.params['path']}",
             )
-
-    # -- transient units ---------------------------------------------------------------------------------------------
-
-    def unit_state(self, unit: str) -> dict[str, str]:
-        """Properties of a unit."""
-        wanted = (
-            "Id,LoadState,ActiveState,SubState,Result,ExecMainStatus,ExecMainExitTimestampMonotonic,Description,InvocationID,"
-            "Transient,FragmentPath"
-        )
-        code, out, err = self.run("systemctl", "show", "--property", wanted, unit)
-        if code == _command.SILENT:
-            # It may well run, and must not be started a second time.
-            said, _next, command = err.partition(" Next: ")
-            self.fail(f"whether {unit} runs is not known: {said}", "unit_unreadable", command=command)
-        return parse_systemctl_show(out).get(unit, {})
-
-    def journal(self, state: dict[str, str], lines: int = 200) -> list[str]:
-        """What this run of the unit has printed."""
-        match = f"_SYSTEMD_INVOCATION_ID={state.get('InvocationID', '')}"
-        out = self.run("journalctl", match, "-n", str(lines), "-o", "cat", "--no-pager")[1]
-        return parse_journal(out)
-
-    def forget(self, unit: str) -> None:
-        """Stops and unloads a transient unit, however it ended."""
-        self.run("systemctl", "stop", unit, seconds=_command.CHANGE_SECONDS)
-        self.run("systemctl", "reset-failed", unit)
-
-    def description(self, what: str) -> str:
-        """Description of a unit, by which a later run knows it."""
-        return f"baremetal.nim: {what} [{self.params['stage_key'][:16]}]"
-
-    def under_way(self, unit: str, what: str) -> bool:
-        """Whether an earlier run has started just this."""
-        state = self.unit_state(unit)
-        return state.get("Description") == self.description(what) and state.get("ActiveState") in (
-            "active",
-            "activating",
-        )
-
-    def ended(self, unit: str, what: str) -> dict[str, str]:
-        """State of a unit that ended just this well while nobody looked; empty when there is none.
-
-        What it left may be gone by now, so that is looked at before the unit is believed.
-        """
-        state = self.unit_state(unit)
-        same = state.get("Description") == self.description(what) and state.get("ActiveState") == "active"
-        return state if same and state.get("SubState") == "exited" else {}
 
     def whole(self, state: dict[str, str]) -> bool:
         """Whether the cache is as a unit left it that has ended: there are files, and nothing was changed after its end."""
@@ -561,99 +541,6 @@ class Stage:
         # Both clocks now, since one of them may have been set after the unit began.
         moment = time.time() - (time.monotonic() - end)
         return bool(found.get("files")) and float(found["change"]) <= moment + CLOCK_SLACK
-
-    def carry(
-        self,
-        unit: str,
-        what: str,
-        argv: list[str],
-        key: str | None = None,
-        before: list[str] | None = None,
-        env: dict[str, str] | None = None,
-    ) -> bool:
-        """Runs ARGV as a transient unit or attaches to the one that does; True when done, False when out of time.
-
-        BEFORE is a command that clears the way for a new unit and may fail. ENV are variables that are secrets.
-        """
-        description = self.description(what)
-        state = self.unit_state(unit)
-        other = _names.foreign_unit(state)
-        if other:
-            self.fail(
-                f"{unit} is a unit of this host ({other}) and none of a staging; it was left alone, and nothing was staged."
-                " Give the service that it is of another name.",
-                "staging_failed",
-                command=f"systemctl status {unit}",
-            )
-        if state.get("LoadState") == "loaded" and state.get("Description") != description:
-            # An earlier play wanted something else.
-            self.forget(unit)
-            state = {}
-        if state.get("ActiveState") == "failed":
-            self.forget(unit)
-            state = {}
-        if state.get("ActiveState") not in ("active", "activating"):
-            if before:
-                self.run(*before, seconds=_command.CHANGE_SECONDS)
-            try:
-                key_file = self.hide(key_path(unit), key + "\n") if key else None
-                env_file = self.hide(env_path(unit), _staging.environment_file(env)) if env else None
-                code, out, err = self.run(*_staging.transient_unit(unit, description, argv, key_file, env_file))
-            finally:
-                # The unit has the file open by now, or will never read it.
-                self.drop_key(unit)
-            if code:
-                self.fail(
-                    f"systemd-run did not start {unit}: {(err or out).strip()}.",
-                    "unit_unreadable",
-                    command=f"systemctl status {unit}",
-                )
-        else:
-            # A play that was killed just after it started the unit may have left the file.
-            self.drop_key(unit)
-        self.changed = True
-        while True:
-            state = self.unit_state(unit)
-            if state.get("ActiveState") == "failed" or state.get("SubState") == "exited":
-                break
-            if time.monotonic() > self.timeout:
-                self.fail(
-                    f"{what} is not done after {self.params['timeout']:.0f} s and goes on; run the play again to wait for it.",
-                    "staging_failed",
-                    self.journal(state, 5),
-                    f"journalctl -fu {unit}",
-                )
-            if time.monotonic() > self.deadline:
-                return False
-            time.sleep(POLL)
-        lines = self.journal(state)
-        self.forget(unit)
-        if state.get("ActiveState") == "failed":
-            story = _evidence.read(lines)
-            known = classify(story.own) or classify(story.words)
-            failure_class = known[0] if known else "staging_failed"
-            culprit = known[1] if known else story.culprit or _staging.last_line(story.words)
-            self.fail(
-                f"{what} failed (exit status {state.get('ExecMainStatus')}): {sentence(shorten(culprit, 500))}",
-                failure_class,
-                story.evidence(20, known[1] if known else ""),
-                f"journalctl _SYSTEMD_INVOCATION_ID={state.get('InvocationID')}",
-            )
-        return True
-
-    def hide(self, path: str, text: str) -> str:
-        """Writes a secret where only root reads it, in memory."""
-        os.makedirs(KEY_DIR, mode=0o700, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as out:
-            out.write(text)
-        return path
-
-    def drop_key(self, unit: str) -> None:
-        """Removes the files of the key and of other secrets, if there are any."""
-        for path in (key_path(unit), env_path(unit)):
-            if os.path.exists(path):
-                os.unlink(path)
 
     # -- image and weights ---------------------------------------------------------------------------------------------
 
@@ -674,44 +561,138 @@ class Stage:
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
 
-    def tells(self, marker: str, image: dict[str, Any] | None) -> bool:
-        """Whether a marker is of this key, and of IMAGE: a tag may have moved to another one."""
-        # The image's user may lay anything there: a pipe would never end.
-        if not os.path.isfile(marker):
-            return False
-        try:
-            with open(marker, encoding="utf-8") as handle:
-                found = json.load(handle)
-            if _cache.emptied(self.params["path"], found):
-                return False
-            same = image is None or found.get("image_reference") in [image["Id"], *(image.get("RepoDigests") or [])]
-            return bool(same and found.get("key") == self.params["stage_key"])
-        except (OSError, ValueError, AttributeError):
-            return False
+    def known(self) -> dict[str, Any] | None:
+        """What this host remembers of the weights of the service, where that is still true; what lies in the cache decides nothing."""
+        known = _staged.parse_note(_readback.read(self.note_path))
+        path = self.params["path"]
+        if not known or known["key"] != self.params["stage_key"]:
+            return None
+        said = _staged.parse_marker(_readback.read(os.path.join(path, _staged.MARKER)))
+        listed = self.listed()
+        if (
+            _staged.doubt(known, said, path)
+            or listed is None
+            or self.as_user(lambda: {"": _weights.damage(path, listed)}).get("")
+        ):
+            return None
+        return known
+
+    def listed(self, path: str = "") -> dict[str, _weights.Entry] | None:
+        """The files that are remembered, or those of a list at PATH."""
+        return _weights.parse_list(_readback.read(path or self.list_path, _staged.LIST_LIMIT))
 
     def staged(self, image: dict[str, Any] | None = None) -> bool:
-        """Whether the weights of this key are complete."""
-        here = os.path.join(self.params["path"], STAGED_MARKER)
-        return self.tells(self.host_marker, image) or self.tells(here, image)
+        """Whether the weights of this key are complete, and of IMAGE: a tag may have moved to another one."""
+        if not self.note:
+            return False
+        return image is None or self.note["image_reference"] in [image["Id"], *(image.get("RepoDigests") or [])]
 
-    def forget_elsewhere(self, image: dict[str, Any]) -> None:
-        """Removes the marker of another cache that the service had; it would hide the one in this cache."""
-        if os.path.exists(self.host_marker) and not self.tells(self.host_marker, image):
-            self.changed = True
-            os.unlink(self.host_marker)
+    # -- the list of files ---------------------------------------------------------------------------------------------
 
-    def write_marker(self, image: dict[str, Any], size: int) -> None:
-        """Writes the marker without following a link that the image's user may have laid there."""
-        reference = _staging.image_reference(image, self.params["repository"])
-        what = self.params, reference, size, time.time()
+    def sums(self) -> dict[str, _weights.Entry] | None:
+        """The files of the cache with their sums; None when out of time. What was summed is kept, so a play that is cut off loses one file."""
+        path, part = self.params["path"], self.part_path
+        # A cache that somebody else filled may be as large as his disk, and everybody who reads it would sum it all.
+        wanted = not self.params["read_only"]
+        known = {**(self.listed() or {}), **(self.listed(part) or {})}
+        while True:
+            until = min(time.monotonic() + SUM_SECONDS, self.deadline)
+            report = self.as_user(functools.partial(_weights.take, path, known, until, wanted), FILE_SECONDS)
+            if "error" in report:
+                self.fail(
+                    f"uid {self.params['uid']} cannot read {report['path']} in cache {path}: {report['error']}, wanted to list all of it.",
+                    "cache_permission",
+                    command=f"ls -lan {path}",
+                )
+            known = _weights.taken(report)
+            if report["strange"] and self.params["seed"]:
+                self.fail(
+                    f"cache_seed {self.params['seed']} has brought what is no weights: {'; '.join(report['strange'])}; wanted files,"
+                    " directories and links.",
+                    "cache_missing",
+                    command=f"ls -lanR {path} | grep -v '^[-dl]'",
+                )
+            if not report["left"]:
+                return known
+            self.detail = (
+                f"{_staging.amount(report['bytes'] - report['left'])} of {_staging.amount(report['bytes'])} summed"
+            )
+            replace(part, _weights.list_text(known))
+            if time.monotonic() > self.timeout:
+                self.fail(
+                    f"the sums of the weights are not made after {self.params['timeout']:.0f} s; run the play again to go on.",
+                    "staging_failed",
+                    command=f"du -sh {path}",
+                )
+            if time.monotonic() > self.deadline:
+                return None
+
+    def compared(self, found: dict[str, _weights.Entry]) -> None:
+        """Refuses weights that were copied and are not all that they were where they were staged, by the list that came with them."""
+        brought = self.params["seed"] or self.params["source"] or self.params["offline"]
+        path = self.params["path"]
+        if not brought or self.params["read_only"]:
+            return
+        listed = self.listed(os.path.join(path, _staged.LIST))
+        if listed is None:
+            if self.params["seed"]:
+                self.module.warn(
+                    f"service {self.params['name']}: cache_seed {self.params['seed']} has no list of its files ({_staged.LIST}), so nobody"
+                    " can tell whether it is whole. Caches that are staged from now on have one."
+                )
+            return
+        problems = _weights.differences(listed, found)
+        if problems:
+            where = {"seed": f"cache_seed {self.params['seed']}", "source": "the other host"}
+            origin = next((words for key, words in where.items() if self.params[key]), f"cache {path}")
+            self.fail(
+                f"the weights from {origin} are not whole: {_weights.listing(problems)}."
+                " Copy them again, or remove the list if they were changed on purpose.",
+                "cache_missing",
+                command=f"ls -la {path}/{_staged.LIST}",
+            )
+
+    def write_down(self, image: dict[str, Any], files: dict[str, _weights.Entry]) -> int:
+        """Says in the cache that it is complete, where root may, then remembers it; returns the bytes of the weights."""
+        size, now = sum(entry.size for entry in files.values()), time.time()
+        text, marked = _weights.list_text(files), False
         if self.params["marker"] == "cache" and not self.params["read_only"]:
+            says = _staged.marker(self.params, size, len(files), now)
             try:
-                replace(os.path.join(self.params["path"], STAGED_MARKER), _staging.marker(*what))
-                return
-            except PermissionError:
-                # Root is nobody there.
-                pass
-        replace(self.host_marker, _staging.marker(*what, elsewhere=True))
+                with _tree.opened(self.params["path"]) as root:
+                    _tree.write_file(root, _staged.LIST, text.encode())
+                    _tree.write_file(root, _staged.MARKER, says.encode())
+                marked = True
+            except (OSError, _tree.Planted):
+                # Root is nobody there, or the image's user has laid a directory in its place. The note knows.
+                marked = False
+        replace(self.list_path, text)
+        reference = _staging.image_reference(image, self.params["repository"])
+        replace(self.note_path, _staged.note(self.params, reference, size, len(files), now, marked))
+        if os.path.exists(self.part_path):
+            os.unlink(self.part_path)
+        return size
+
+    def some(self, files: dict[str, _weights.Entry]) -> None:
+        """Refuses to call a cache staged that has no files, where something was to come."""
+        if files or not (self.params["prefetch"] or self.params["prefetch_env"]):
+            return
+        self.fail(
+            f"{self.staging()} ended well, and there is no file in {self.params['path']}. If the image brings its weights with it, say"
+            " prefetch: [].",
+            "cache_missing",
+            command=f"ls -laR {self.params['path']}",
+        )
+
+    def say_nothing(self) -> None:
+        """Takes the marker and the list out of a cache that is about to be filled from elsewhere: what comes may be half of it."""
+        try:
+            with _tree.opened(self.params["path"]) as root:
+                for name in (_staged.MARKER, _staged.LIST):
+                    _tree.remove_file(root, name)
+        except (OSError, _tree.Planted):
+            # Of a cache that root may not write, or that is none, the note tells.
+            pass
 
     def remember(self) -> None:
         """Notes the repository: images from there are this collection's, also when no service is left that says so."""
@@ -734,7 +715,7 @@ class Stage:
             "last_log": self.last_log,
         }
         if waiting:
-            result["resume"] = {"elapsed": 0.0, "bytes": self.reached, "time": time.monotonic()}
+            result["resume"] = {"elapsed": 0.0, "bytes": self.reached, "time": time.monotonic(), "fetched": self.here}
         if image:
             result["image_id"] = image["Id"]
             result["image_reference"] = _staging.image_reference(image, self.params["repository"])
@@ -786,6 +767,29 @@ class Stage:
             self.detail = _staging.pull_progress(self.journal(self.unit_state(unit), 2000))
         return done
 
+    def unpacker(self, seed: str) -> list[str]:
+        """The command that unpacks a seed, empty for a directory."""
+        if os.path.isdir(seed):
+            return []
+        with open(seed, "rb") as handle:
+            argv = _staging.unpacker(handle.read(16))
+        if not self.module.get_bin_path(argv[0]):
+            self.fail(
+                f"{argv[0]} is not installed, wanted it to unpack cache_seed {seed}. Install it.",
+                "cache_missing",
+                command=f"file {seed}",
+            )
+        return argv
+
+    def make_way(self) -> None:
+        """Takes the marker out of a cache that is about to be filled from elsewhere, unless that is under way."""
+        state = self.unit_state(self.staging_unit())
+        if state.get("Description") != self.description(self.staging()) or state.get("ActiveState") not in (
+            "active",
+            "activating",
+        ):
+            self.say_nothing()
+
     def fetched(self, image: dict[str, Any]) -> bool:
         """Brings the weights from where the options say; False when out of time."""
         seed, key = self.params["seed"], self.params["api_key"]
@@ -796,8 +800,9 @@ class Stage:
                     "cache_missing",
                     command=f"ls -l {os.path.dirname(seed)}",
                 )
+            self.make_way()
             argv = _staging.seed_command(
-                seed, self.params["path"], self.params["uid"], self.params["gid"], os.path.isdir(seed)
+                seed, self.params["path"], self.params["uid"], self.params["gid"], self.unpacker(seed)
             )
             return self.carry(self.staging_unit(), self.staging(), argv)
         source = self.params["source"]
@@ -807,12 +812,13 @@ class Stage:
                     f"the weights are at {_gate.shown(source['address'])}, wanted a name or an address (model_cache_address).",
                     "staging_failed",
                 )
+            self.make_way()
             argv = _share.copy_command(
                 source["address"], source["port"], self.params["path"], self.params["uid"], self.params["gid"]
             )
             return self.carry(self.staging_unit(), self.staging(), argv, source["password"])
         if self.params["offline"]:
-            if not any(set(files) - {STAGED_MARKER} for _path, _directories, files in os.walk(self.params["path"])):
+            if not any(set(files) - set(_weights.OURS) for _path, _directories, files in os.walk(self.params["path"])):
                 self.fail(
                     f"cache {self.params['path']} is empty, and the service is offline.",
                     "cache_missing",
@@ -828,27 +834,68 @@ class Stage:
         argv = _staging.stage_command(self.engine, self.params, image, bool(key))
         return self.carry(self.staging_unit(), self.staging(), argv, key, before, self.params["secret_env"])
 
+    def end(self) -> dict[str, Any]:
+        """Forgets the stagings of the service and, where that is asked for, what they brought."""
+        for unit in (self.pulling_unit(), self.staging_unit()):
+            state = self.unit_state(unit)
+            if state.get("LoadState") != "loaded" or _names.foreign_unit(state):
+                continue
+            self.changed = True
+            if not self.module.check_mode:
+                self.forget(unit)
+        if self.params["remove"]:
+            # The note first: what is left of a removal that is cut off must not pass for whole.
+            for path in (self.note_path, self.list_path, self.part_path):
+                self.remove(path, os.unlink)
+            self.remove(self.params["path"], self.remove_tree)
+        self.phase = "done"
+        return self.result(waiting=False)
+
+    def remove(self, path: str, how: Callable[[str], None]) -> None:
+        """Removes what is there."""
+        if not os.path.lexists(path):
+            return
+        self.changed = True
+        if self.module.check_mode:
+            return
+        try:
+            how(path)
+        except OSError as error:
+            self.fail(
+                f"{error.filename or path}: {error.strerror}, wanted to remove it.",
+                "staging_failed",
+                command=f"findmnt -T {path}; ls -ld {path}",
+            )
+
+    @staticmethod
+    def remove_tree(path: str) -> None:
+        """Removes a cache, links in it unfollowed; of one that is a link itself, the link."""
+        if os.path.islink(path):
+            os.unlink(path)
+        else:
+            shutil.rmtree(path)
+
     def main(self) -> dict[str, Any]:
         """The whole way, or as far as the time allows."""
         _lease.Leases().renew((self.params["resume"] or {}).get("run") or "")
         self.engine = self.module.get_bin_path(self.params["engine"]) or self.engine
         read_only = self.params["read_only"]
         self.seen()
-        for path in [] if read_only else self.directories():
-            self.directory(path)
-            if self.changed and self.module.check_mode:
-                break
+        self.note = self.known()
+        if not read_only:
+            self.directories()
         if self.module.check_mode:
             return {**self.result(waiting=False), "changed": self.changed or not self.staged()}
         stage, weights = self.staging_unit(), self.staging()
-        size = self.read_test() if read_only else 0
+        if read_only:
+            self.read_test()
         if self.first and not read_only and not self.staged():
             left = self.ended(stage, weights)
             if left and not self.whole(left):
                 self.forget(stage)
         if not read_only and not self.staged() and not self.under_way(stage, weights):
-            for path in self.directories():
-                self.write_test(path)
+            for name in ("", *sorted(filter(None, self.params["mounts"]))):
+                self.write_test(os.path.join(self.params["path"], name).rstrip("/"))
             self.free_space()
         self.phase = "image"
         image = self.inspect()
@@ -871,20 +918,26 @@ class Stage:
                 problem, "wrong_contract", command=f"{self.params['engine']} image inspect {self.params['image']}"
             )
         self.phase = "weights"
-        self.forget_elsewhere(image)
-        if read_only and not self.staged(image):
-            self.changed = True
-            self.write_marker(image, size)
-        elif not self.staged(image):
-            if not self.fetched(image):
+        if not self.staged(image):
+            if not read_only and not self.here and not self.fetched(image):
                 self.detail = self.progress()
                 self.last_log = _staging.last_line(self.journal(self.unit_state(stage), 5))
                 return self.result(waiting=True, image=image)
-            self.write_marker(image, self.size())
+            self.here = True
+            self.phase = "sums"
+            files = self.sums()
+            if files is None:
+                return self.result(waiting=True, image=image)
+            self.compared(files)
+            self.some(files)
+            self.size_of_weights = self.write_down(image, files)
             self.changed = True
         self.remember()
         self.phase = "done"
-        return {**self.result(waiting=False, image=image), "bytes": size or self.size()}
+        return {
+            **self.result(waiting=False, image=image),
+            "bytes": (self.note or {}).get("bytes", self.size_of_weights),
+        }
 
 
 def main() -> None:
@@ -893,8 +946,10 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "engine": {"type": "str", "choices": ["docker", "podman"], "default": "docker"},
-            "image": {"type": "str", "required": True},
-            "repository": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "remove": {"type": "bool", "default": False},
+            "image": {"type": "str"},
+            "repository": {"type": "str"},
             "path": {"type": "path", "required": True},
             "mounts": {"type": "dict", "default": {"": "/opt/nim/.cache"}},
             "read_only": {"type": "bool", "default": False},
@@ -922,7 +977,7 @@ def main() -> None:
             "env": {"type": "dict", "default": {}},
             "secret_env": {"type": "dict", "default": {}, "no_log": True},
             "contract": {"type": "str", "default": ""},
-            "stage_key": {"type": "str", "required": True, "no_log": False},
+            "stage_key": {"type": "str", "no_log": False},
             "share_key": {"type": "str", "default": "", "no_log": False},
             "cache_bytes": {"type": "int", "default": 0},
             "api_key": {"type": "str", "no_log": True},
@@ -935,13 +990,16 @@ def main() -> None:
                     "elapsed": {"type": "float", "default": 0.0},
                     "bytes": {"type": "int", "default": 0},
                     "time": {"type": "float", "default": 0.0},
+                    "fetched": {"type": "bool", "default": False},
                     "run": {"type": "str", "default": ""},
                 },
             },
         },
+        required_if=[("state", "present", ("image", "repository", "stage_key"))],
         supports_check_mode=True,
     )
-    module.exit_json(**Stage(module).main())
+    stage = Stage(module)
+    module.exit_json(**(stage.main() if module.params["state"] == "present" else stage.end()))
 
 
 if __name__ == "__main__":

@@ -117,14 +117,20 @@ import glob
 import json
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _command, _disk, _prune
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _command,
+    _disk,
+    _names,
+    _prune,
+    _readback,
+    _staged,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._deployment import parse_record
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER, parse_marker
+from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_systemctl_show
 
 MOUNTINFO = "/proc/self/mountinfo"
 #: Seconds that the file system of the caches may take to answer, and a cache to be measured, or an image to be removed.
@@ -141,12 +147,8 @@ LOOK = {"docker": "systemctl status docker", "podman": "podman info"}
 
 
 def read(path: str) -> str:
-    """Text of a file, empty when there is none; never waits for one that is no file."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8", errors="replace") as handle:
-            return handle.read() if stat.S_ISREG(os.fstat(handle.fileno()).st_mode) else ""
-    except OSError:
-        return ""
+    """Text of a file, empty when there is none or it is no plain file of a plausible size."""
+    return (_readback.read(path) or b"").decode("utf-8", errors="replace")
 
 
 class Host:
@@ -166,6 +168,8 @@ class Host:
         self.names = dict.fromkeys(self.params["services"], "wanted")
         self.paths = dict.fromkeys(self.params["caches"], "wanted")
         self.references = dict.fromkeys(self.params["images"], "wanted")
+        #: Units of stagings that have ended, by the services they were for.
+        self.ended: dict[str, list[str]] = {}
         #: Why no image can be proven unused, empty when all can be.
         self.blind = ""
 
@@ -213,7 +217,8 @@ class Host:
         """Takes note of a record and of what it refers to."""
         self.names.setdefault(name, who)
         record = parse_record(read(path))
-        if record is None:
+        # One whose words are none would hide what it refers to.
+        if not record or not record.get("image"):
             self.blind = f"{path} cannot be read and may refer to it"
             self.names[name] = f"{path} cannot be read"
             return
@@ -248,15 +253,16 @@ class Host:
             self.record(name, os.path.join(path, "record"), "kept for rollback")
             self.unit(os.path.join(path, "unit"), f"kept for rollback of {name}")
         shown = self.run("systemctl", "list-units", "--all", "--plain", "--no-legend", "nim-pull-*", "nim-stage-*")
-        for name, unit in _prune.staging(shown).items():
+        under_way, self.ended = _prune.staging(shown)
+        for name, unit in under_way.items():
             self.names.setdefault(name, unit)
 
     def upgrading(self, name: str) -> bool:
         """Whether an upgrade may still fail and need what was kept before the last copy: the copy is of what is deployed."""
         paths = self.own("services", f"{name}.json"), self.own("previous", name, "record")
         try:
-            deployed, copied = (json.loads(read(path))["config_hash"] for path in paths)
-        except (ValueError, KeyError, TypeError):
+            deployed, copied = ((parse_record(read(path)) or {})["config_hash"] for path in paths)
+        except KeyError:
             return True
         return bool(deployed == copied)
 
@@ -293,12 +299,19 @@ class Host:
         entries = []
         for item in sorted(os.scandir(self.root), key=lambda entry: entry.name):
             kind = "link" if item.is_symlink() else "directory" if item.is_dir(follow_symlinks=False) else "other"
-            staged = parse_record(read(self.own("staged", f"{item.name}.json"))) or {}
+            staged = self.note(item.name)
             here = staged.get("path") == item.path
-            marker = parse_marker(read(os.path.join(item.path, STAGED_MARKER))) if kind == "directory" else None
+            # A stranger's word, and all it can do is to have its own cache removed with those that nobody uses.
+            marker = (
+                _staged.parse_marker(read(os.path.join(item.path, _staged.MARKER))) if kind == "directory" else None
+            )
             foreign = here and bool(staged.get("read_only"))
             entries.append({"name": item.name, "kind": kind, "marked": bool(here or marker), "foreign": foreign})
         return entries
+
+    def note(self, name: str) -> dict[str, Any]:
+        """What this host remembers of the weights of a service."""
+        return _staged.parse_note(read(_staged.note_path(self.params["host_dir"], name))) or {}
 
     def mounts(self) -> dict[str, str]:
         """What is mounted where."""
@@ -310,6 +323,15 @@ class Host:
         first = out.split(maxsplit=1)[:1]
         return int(first[0]) if first and first[0].isdigit() else 0
 
+    def forget(self, name: str) -> None:
+        """Lets systemd forget stagings of a service that have ended: nothing of what they brought is left."""
+        for unit in self.ended.get(name, ()):
+            shown = self.command("systemctl", "show", "--property=Id,LoadState,Transient,FragmentPath", unit)[1]
+            if _names.foreign_unit(parse_systemctl_show(shown).get(unit, {})):
+                continue
+            self.command("systemctl", "stop", unit, seconds=_command.CHANGE_SECONDS)
+            self.command("systemctl", "reset-failed", unit)
+
     def remove_cache(self, path: str) -> None:
         """Deletes a cache, links in it unfollowed, and what is remembered of it."""
         folder, name = os.path.split(path)
@@ -317,9 +339,10 @@ class Host:
         # In one step: a cut-off deletion must not leave half a cache with a marker that calls it whole.
         os.rename(path, doomed)
         shutil.rmtree(doomed)
-        note = self.own("staged", f"{name}.json")
-        if (parse_record(read(note)) or {}).get("path") == path:
-            os.unlink(note)
+        if self.note(name).get("path") == path:
+            for make in (_staged.list_path, _staged.part_path, _staged.note_path):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(make(self.params["host_dir"], name))
 
     def caches(self) -> None:
         """Removes caches that nobody uses."""
@@ -343,6 +366,7 @@ class Host:
             for item in plan["remove"]:
                 removed = {**item, "bytes": self.size(item["path"])}
                 if not self.module.check_mode:
+                    self.forget(os.path.basename(item["path"]))
                     self.remove_cache(item["path"])
                 self.removed.append(removed)
 

@@ -37,6 +37,10 @@ options:
   password:
     description: Password of the user C(nim), good for this one copy. Needed with V(present).
     type: str
+  host_dir:
+    description: Directory of what the collection remembers on this host.
+    type: path
+    default: /var/lib/nim
   port:
     description: TCP port to listen on.
     type: int
@@ -70,19 +74,23 @@ bytes:
   returned: with V(present)
 """
 
+import glob
 import os
 import socket
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _command, _names, _share, _staging
-from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
-from ansible_collections.baremetal.nim.plugins.module_utils._host import (
-    STAGED_MARKER,
-    parse_marker,
-    parse_systemctl_show,
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _command,
+    _names,
+    _readback,
+    _share,
+    _staged,
+    _staging,
 )
+from ansible_collections.baremetal.nim.plugins.module_utils._fault import shorten
+from ansible_collections.baremetal.nim.plugins.module_utils._host import parse_systemctl_show
 
 RUN_DIR = "/run/nim"
 UNIT = "nim-share.service"
@@ -111,14 +119,6 @@ def write(path: str, text: str) -> None:
         out.write(text)
 
 
-def read(path: str) -> str:
-    """Text of a file, empty when there is none; the image's user may lay anything there, and a pipe would never end."""
-    if not os.path.isfile(path):
-        return ""
-    with open(path, encoding="utf-8", errors="replace") as handle:
-        return handle.read()
-
-
 class Share:
     """The daemon on this host."""
 
@@ -129,21 +129,29 @@ class Share:
         self.files = {name: os.path.join(RUN_DIR, f"share.{name}") for name in ("conf", "secrets", "lock")}
 
     def staged(self) -> dict[str, Any]:
-        """What is staged in the cache; fails when it is not what is wanted."""
-        marker = os.path.join(self.params["path"], STAGED_MARKER)
-        staged: dict[str, Any] = {}
-        try:
-            staged = parse_marker(_command.apart(lambda: read(marker), LOOK_SECONDS)) or {}
-        except _command.Silence as silence:
-            self.module.fail_json(
-                msg=f"{self.params['path']}: {silence}, wanted to read {marker}. Next: cat /proc/mounts; dmesg | tail"
-            )
-        if staged.get("share_key") != self.params["share_key"]:
+        """What this host remembers to have staged in the cache; fails when it is not what is wanted."""
+        path, wanted = self.params["path"], self.params["share_key"]
+        folder = _staged.folder(self.params["host_dir"])
+        notes = (_staged.parse_note(_readback.read(name)) for name in sorted(glob.glob(os.path.join(folder, "*.json"))))
+        here = [note for note in notes if note and note["path"] == path]
+        staged = next((note for note in here if note.get("share_key") == wanted), None)
+        if staged is None:
+            held = next((note.get("image") for note in here), None) or "nothing that was staged"
             self.module.fail_json(
                 msg=(
-                    f"{self.params['path']} holds {staged.get('image') or 'nothing that was staged'}, wanted the weights that another"
-                    f" host asks for. Next: cat {marker}"
+                    f"{path} holds {held}, wanted the weights that another host asks for."
+                    f" Next: grep -H '' {folder}/*.json"
                 )
+            )
+        try:
+            there = _command.apart(lambda: os.path.isdir(path), LOOK_SECONDS)
+        except _command.Silence as silence:
+            self.module.fail_json(
+                msg=f"{path}: {silence}, wanted the weights that were staged there. Next: cat /proc/mounts; dmesg | tail"
+            )
+        if not there:
+            self.module.fail_json(
+                msg=f"{path} is not there, wanted the weights that were staged in it. Next: ls -la {path}"
             )
         return staged
 
@@ -202,6 +210,7 @@ def main() -> None:
             "path": {"type": "path"},
             "share_key": {"type": "str", "no_log": False},
             "password": {"type": "str", "no_log": True},
+            "host_dir": {"type": "path", "default": "/var/lib/nim"},
             "port": {"type": "int", "default": 8730},
             "timeout": {"type": "int", "default": 14400},
         },

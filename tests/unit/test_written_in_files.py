@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.plugin_utils import _source
-from ansible_collections.baremetal.nim.tests.unit.role_play import ROOT
+from ansible_collections.baremetal.nim.tests.unit.role_play import ROOT, surroundings
 
 PLAY = """\
 - hosts: all
@@ -43,7 +43,7 @@ def play(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "ansible", "playbook", "-i", name, "play.yml", *args],
             env={
-                **os.environ,
+                **surroundings(tmp_path),
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                 "ANSIBLE_COLLECTIONS_PATH": os.environ["PYTHONPATH"].split(":")[0],
             },

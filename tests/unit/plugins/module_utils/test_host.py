@@ -718,45 +718,6 @@ def test_no_containers(text):
     assert _host.parse_containers(text) == {}
 
 
-# -- marker of staged weights ------------------------------------------------------------------------------------------
-
-DIGEST = "sha256:6b3d3a4e3c1f7e0a9d5c2b8f4e6a7d9c0b1f2e3d4c5b6a798897a6b5c4d3e2f1"
-
-
-@pytest.mark.parametrize(
-    "reference",
-    [f"nvcr.io/nim/meta/llama-3.1-8b-instruct@{DIGEST}", f"mirror.example.com:5000/nim/a_b@{DIGEST}", DIGEST],
-    ids=["digest", "mirror", "id"],
-)
-def test_marker(reference):
-    marker = {"key": "9c11", "image_reference": reference, "bytes": 16_059_123_456}
-    assert _host.parse_marker(json.dumps(marker, indent=2)) == marker
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("", id="no-file"),
-        pytest.param('{"key": "9c', id="cut-off"),
-        pytest.param("[1]", id="list"),
-        pytest.param('"x"', id="string"),
-        pytest.param("7", id="number"),
-        pytest.param("null", id="null"),
-        pytest.param('{"key": "9c11"}', id="no-reference"),
-        pytest.param('{"auths": {"nvcr.io": {"auth": "bnZhcGk="}}}', id="link-to-another-file"),
-        pytest.param('{"key": "9c11", "image_reference": ["x"]}', id="reference-is-a-list"),
-        pytest.param('{"key": "9c11", "image_reference": ""}', id="reference-is-empty"),
-        pytest.param('{"key": "9c11", "image_reference": "--privileged"}', id="reference-is-an-option"),
-        pytest.param('{"key": "9c11", "image_reference": "x --volume /:/host"}', id="reference-with-options"),
-        pytest.param('{"key": "9c11", "image_reference": "x\\nExecStartPost=/bin/sh"}', id="reference-with-line-break"),
-        pytest.param('{"key": "9c11", "image_reference": "x%h"}', id="reference-with-specifier"),
-    ],
-)
-def test_what_is_no_marker(text):
-    """The image's user owns the cache; what he writes must not reach the unit that root runs."""
-    assert _host.parse_marker(text) is None
-
-
 def test_services_by_container():
     assert _host.container_services(json.dumps([CONTAINER, {"Id": "ff00", "Config": {"Labels": None}}])) == {
         "c1f7": "llama",

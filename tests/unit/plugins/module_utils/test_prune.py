@@ -85,9 +85,15 @@ def test_what_containers_use():
 def test_what_is_being_staged():
     text = (
         "nim-stage-llama.service loaded active running baremetal.nim: download\n"
-        "  nim-pull-phi-4.service loaded active exited\nother.service\n"
+        "  nim-pull-phi-4.service loaded activating start baremetal.nim: pull\nother.service\n"
+        "  nim-stage-old.service loaded active exited baremetal.nim: download\n"
+        "● nim-pull-old.service loaded failed failed baremetal.nim: pull\n"
     )
-    assert _prune.staging(text) == {"llama": "unit nim-stage-llama.service", "phi-4": "unit nim-pull-phi-4.service"}
+    assert _prune.staging(text) == (
+        {"llama": "unit nim-stage-llama.service", "phi-4": "unit nim-pull-phi-4.service"},
+        # What has ended brings nothing any more, and uses nothing.
+        {"old": ["nim-stage-old.service", "nim-pull-old.service"]},
+    )
 
 
 def test_volumes_of_a_unit():

@@ -1273,7 +1273,23 @@ GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restart
             {"deploy": ["files were edited or lost"]},
             id="deployment-brings-its-watchdog",
         ),
-        pytest.param({"cache.staged": None}, {"stage": ["weights not staged"]}, id="marker-missing"),
+        pytest.param({"cache.staged": None}, {"stage": ["weights not staged"]}, id="never-staged"),
+        pytest.param(
+            {"cache.staged": None, "cache.doubt": "model.safetensors is missing"},
+            {"stage": ["weights not staged: model.safetensors is missing"]},
+            id="weights-lost",
+        ),
+        pytest.param(
+            {"cache.path": "/mnt/old/llama"},
+            {"stage": ["weights not staged: weights were staged in /mnt/old/llama"]},
+            id="staged-elsewhere",
+        ),
+        pytest.param(
+            {"container.image_id": f"sha256:{'0' * 64}"},
+            {"deploy": ["running container has another image"]},
+            id="image-exchanged-under-its-label",
+        ),
+        pytest.param({"container.image_id": IMAGE_ID}, {}, id="image-is-the-wanted-one"),
         pytest.param({"cache": None}, {"stage": ["weights not staged"]}, id="cache-missing"),
         pytest.param(
             {"cache.staged.key": "old"},

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import subprocess
-import tarfile
 
 import pytest
 from ansible_collections.baremetal.nim.plugins.module_utils import _staging
@@ -193,32 +190,6 @@ def test_progress(size, total, rate, words):
     assert _staging.progress(size, total, rate) == words
 
 
-@pytest.mark.parametrize("kind", ["directory", "plain", "compressed"])
-def test_a_seed_fills_the_cache(tmp_path, kind):
-    """The command, run for real: content, links and owner as a download would leave them."""
-    seed, cache = tmp_path / "seed of ours", tmp_path / "cache"
-    (seed / "ngc/hub/blobs").mkdir(parents=True)
-    (seed / "ngc/hub/blobs/1f2e").write_text("weights")
-    (seed / "ngc/hub/snapshot").symlink_to("blobs/1f2e")
-    cache.mkdir()
-    (cache / "left").write_text("of a run that was cut off")
-    source = seed
-    if kind != "directory":
-        source = tmp_path / f"seed.tar{'.gz' if kind == 'compressed' else ''}"
-        with tarfile.open(source, "w:gz" if kind == "compressed" else "w") as archive:
-            archive.add(seed, ".")
-    command = _staging.seed_command(str(source), str(cache), os.getuid(), os.getgid(), kind == "directory")
-    subprocess.run(command, check=True)
-    assert (cache / "ngc/hub/snapshot").read_text() == "weights" and (cache / "ngc/hub/snapshot").is_symlink()
-    assert (cache / "ngc/hub/blobs/1f2e").stat().st_uid == os.getuid()
-
-
-def test_a_seed_that_cannot_be_read_fails(tmp_path):
-    (tmp_path / "seed.tar").write_text("no archive")
-    command = _staging.seed_command(str(tmp_path / "seed.tar"), str(tmp_path), 0, 0, False)
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
-
-
 @pytest.mark.parametrize(
     ("contract", "labels", "said"),
     [
@@ -343,22 +314,3 @@ def test_amount(size, words):
 )
 def test_last_line(lines, line):
     assert _staging.last_line(lines) == line
-
-
-def test_marker():
-    text = _staging.marker(SERVICE, f"{REPOSITORY}@sha256:aa", 16_059_123_456, 1795423100.7)
-    assert text.endswith("}\n")
-    assert json.loads(text) == {
-        "key": SERVICE["stage_key"],
-        "share_key": SERVICE["share_key"],
-        "image": f"{REPOSITORY}:1.8.6",
-        "image_reference": f"{REPOSITORY}@sha256:aa",
-        "bytes": 16_059_123_456,
-        "finished": 1795423100,
-    }
-
-
-def test_marker_elsewhere_tells_where_the_cache_is():
-    service = {**SERVICE, "read_only": True}
-    here, there = (json.loads(_staging.marker(service, "x", 1, 2.0, elsewhere=it)) for it in (False, True))
-    assert there == {**here, "path": SERVICE["path"], "read_only": True}

@@ -200,7 +200,11 @@ def test_a_gpu_that_is_no_word_is_refused_before_its_driver_is_there(value):
     [
         ({"verify": {"language": False}}, "verify.language is false, true or false to YAML"),
         ({"verify": {"expect_regex": 4.2}}, "verify.expect_regex is 4.2, a number to YAML"),
-        ({"verify": {"prompts": ["a", 7]}}, "verify.prompts is 7, a number to YAML"),
+        ({"verify": {"prompts": [{"prompt": "a"}, {"prompt": 7}]}}, "verify.prompts[1].prompt is 7, a number to YAML"),
+        (
+            {"verify": {"prompts": [{"prompt": "a", "expect_regex": 4.2}]}},
+            "verify.prompts[0].expect_regex is 4.2, a number",
+        ),
         ({"prefetch": ["download", 1.1]}, "prefetch has an item: 1.1, a number to YAML"),
         ({"shm_size": 1.1}, "shm_size: 1.1, a number to YAML"),
         ({"verify": {"url": 1}}, "verify.url is 1, a number to YAML"),

@@ -18,8 +18,8 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _command, _lease, _survey, _system
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _lease, _survey, _system, _weights
+from ansible_collections.baremetal.nim.plugins.module_utils._staged import LIST, MARKER
 from ansible_collections.baremetal.nim.plugins.modules import gpu_host_info
 
 FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures"
@@ -180,6 +180,16 @@ def call(machine, capsys):
     return run
 
 
+def note(machine):
+    """What the host remembers of the weights of llama."""
+    return {
+        "key": "9c11",
+        "image_reference": f"{IMAGE}@{DIGEST}",
+        "path": f"{machine.root}/cache/llama",
+        "marked": True,
+    }
+
+
 @pytest.fixture
 def deployed(machine):
     """A host with two H200 on which llama runs."""
@@ -203,7 +213,11 @@ def deployed(machine):
         "verified": True,
     }
     machine.write("/state/llama.json", json.dumps(record))
-    machine.write(f"/cache/llama/{STAGED_MARKER}", json.dumps({"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"}))
+    machine.write(f"/cache/llama/{MARKER}", json.dumps({"key": "9c11"}))
+    machine.write("/cache/llama/model.safetensors", "weights" * 1000)
+    listed = _weights.taken(_weights.take(f"{machine.root}/cache/llama", {}, 0))
+    machine.write("/staged/llama.sums", _weights.list_text(listed))
+    machine.write("/staged/llama.json", json.dumps(note(machine)))
     machine.command("apt")
     machine.command("dockerd")
     machine.command("nvidia-smi", out=(FIXTURES / "h200-x2/busy.xml").read_text())
@@ -397,9 +411,11 @@ def test_service_of_a_deployed_host(call, deployed):
             "uid": os.getuid(),
             "gid": cache.stat().st_gid,
             "mode": f"{cache.stat().st_mode & 0o7777:04o}",
-            "staged": {"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}"},
+            "staged": note(deployed),
+            "doubt": "",
         },
         "engines": {"docker": ["unit", "container"]},
+        "staging": [],
         "watchdog": {"exists": True, "enabled": True, "active": True, "failed": False},
     }
 
@@ -509,6 +525,7 @@ def test_reads_with_few_commands_and_changes_nothing(call, deployed):
     ]
     assert deployed.asked("systemctl")[-1].endswith(
         " snap.microk8s.daemon-kubelite.service nim-llama.service nim-watchdog@llama.service nim-watchdog@llama.timer"
+        " nim-pull-*.service nim-stage-*.service"
     )
 
 
@@ -952,33 +969,92 @@ def test_broken_record_is_none(call, deployed, text):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", '{"key": "9c', "[1]", '{"image_reference": "x --privileged"}'],
-    ids=["empty", "cut-off", "list", "forged"],
+    ("text", "doubt"),
+    [
+        ("", "no weights were staged"),
+        ('{"key": "9c', "no weights were staged"),
+        ("[1]", "no weights were staged"),
+        ({"image_reference": "x --privileged"}, "no weights were staged"),
+        ({"key": "another"}, "the cache does not say any more that its weights are complete"),
+    ],
+    ids=["empty", "cut-off", "list", "forged", "another-key"],
 )
-def test_broken_marker_is_none(call, deployed, text):
-    deployed.write(f"/cache/llama/{STAGED_MARKER}", text)
+def test_a_note_that_is_none_stages_nothing(call, deployed, text, doubt):
+    deployed.write("/staged/llama.json", text if isinstance(text, str) else json.dumps({**note(deployed), **text}))
+    cache = call()["services"]["llama"]["cache"]
+    assert (cache["staged"], cache["doubt"]) == (None, doubt)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        '{"key": "another"}',
+        "[" * 100_000,
+        '{"key": "9c11", "bytes": 1' + "0" * 400 + "}",
+        '{"key": ["9c11"]}',
+        "x" * 2**21,
+    ],
+    ids=["gone", "another-key", "deep", "endless-number", "list-for-a-word", "endless"],
+)
+def test_a_marker_decides_no_more_than_that_weights_are_staged_anew(call, deployed, text):
+    """The cache is the image's user's own: what he writes there costs himself something, and nobody else."""
+    marker = deployed.root / f"cache/llama/{MARKER}"
+    marker.unlink()
+    if text is not None:
+        marker.write_text(text)
+    cache = call()["services"]["llama"]["cache"]
+    assert (cache["staged"], cache["doubt"]) == (None, "the cache does not say any more that its weights are complete")
+
+
+def test_a_marker_names_no_image(call, deployed):
+    """What is staged, and of which image, is told by the note of root alone."""
+    forged = {"key": "9c11", "image_reference": f"{IMAGE}@sha256:{'0' * 64}", "bytes": 10**15, "path": "/etc"}
+    deployed.write(f"/cache/llama/{MARKER}", json.dumps(forged))
+    assert call()["services"]["llama"]["cache"]["staged"] == note(deployed)
+    (deployed.root / "staged/llama.json").unlink()
     assert call()["services"]["llama"]["cache"]["staged"] is None
 
 
-@pytest.mark.parametrize(("size", "believed"), [(16_059_123_456, False), (4200, True), (None, True)])
-def test_marker_in_a_cache_that_was_emptied(call, deployed, size, believed):
-    """Of an image without weights nothing is missing."""
-    text = json.dumps({"key": "9c11", "image_reference": f"{IMAGE}@{DIGEST}", "bytes": size})
-    for entry in (deployed.root / "cache/llama").iterdir():
-        entry.unlink()
-    deployed.write(f"/cache/llama/{STAGED_MARKER}", text)
-    assert (call()["services"]["llama"]["cache"]["staged"] is not None) is believed
-    deployed.write("/cache/llama/weights", "")
-    assert call()["services"]["llama"]["cache"]["staged"] is not None
+@pytest.mark.parametrize("name", [MARKER, LIST])
+def test_what_is_no_plain_file_in_a_cache_holds_nobody_up(call, deployed, name):
+    path = deployed.root / "cache/llama" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert call()["services"]["llama"]["cache"]["path"] == str(path.parent)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert call()["services"]["llama"]["cache"]["path"] == str(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("harm", "doubt"),
+    [
+        (lambda file: file.unlink(), "none of its 1 files is there"),
+        (lambda file: file.write_text("weig"), "model.safetensors has 4 B, wanted 7.0 kB (7000 B)"),
+        (lambda file: file.write_text("weights" * 1001), ""),
+    ],
+    ids=["emptied", "cut-off", "grown"],
+)
+def test_half_a_cache_does_not_pass_for_whole(call, deployed, harm, doubt):
+    harm(deployed.root / "cache/llama/model.safetensors")
+    cache = call()["services"]["llama"]["cache"]
+    assert (cache["doubt"], cache["staged"] is None) == (doubt, bool(doubt))
+
+
+def test_weights_that_are_not_listed_are_staged_anew(call, deployed):
+    """As an older version left them."""
+    (deployed.root / "staged/llama.sums").unlink()
+    cache = call()["services"]["llama"]["cache"]
+    assert (cache["staged"], cache["doubt"]) == (None, "its files are not listed")
 
 
 def test_cache_elsewhere_is_the_one_that_this_host_has_staged(call, deployed):
     elsewhere = deployed.root / "nfs/llama"
-    kept = {"key": "77aa", "image_reference": f"{IMAGE}@{DIGEST}", "path": str(elsewhere), "read_only": True}
+    kept = {**note(deployed), "key": "77aa", "path": str(elsewhere), "read_only": True, "marked": False}
     deployed.write("/staged/llama.json", json.dumps(kept))
     assert call()["services"]["llama"]["cache"] is None, "what was unmounted is not staged"
-    elsewhere.mkdir(parents=True)
+    deployed.write("/nfs/llama/model.safetensors", "weights" * 1000)
     cache = call()["services"]["llama"]["cache"]
     assert (cache["path"], cache["uid"], cache["staged"]) == (str(elsewhere), os.getuid(), kept)
 

@@ -117,9 +117,17 @@ def test_cache_on_a_server_that_is_gone(call, tmp_path, monkeypatch):
     assert "Next: cat /proc/mounts" in message
 
 
+def noted(folder):
+    """What a host remembers of weights that it can share."""
+    note = {"path": str(folder / "cache"), "key": "s", "share_key": "x", "image_reference": f"sha256:{'a' * 64}"}
+    (folder / "nim/staged").mkdir(parents=True)
+    (folder / "nim/staged/llama.json").write_text(json.dumps(note))
+
+
 def test_sharing_from_a_server_that_is_gone(call, tmp_path, monkeypatch):
+    noted(tmp_path)
     sleepy(monkeypatch, "stat", str(tmp_path / "cache"))
-    message = call(nim_share, path=str(tmp_path / "cache"), share_key="x", **PASSWORD)
+    message = call(nim_share, host_dir=str(tmp_path / "nim"), path=str(tmp_path / "cache"), share_key="x", **PASSWORD)
     assert "no answer within 0.5 s" in message and "Next: cat /proc/mounts" in message
 
 
@@ -127,10 +135,10 @@ def test_sharing_that_systemd_does_not_start(call, bin_dir, tmp_path, monkeypatc
     monkeypatch.setattr(nim_share, "RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(nim_share, "START", 0.2)
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/.baremetal-nim.json").write_text(json.dumps({"share_key": "x", "image_reference": "a/b"}))
+    noted(tmp_path)
     for name in ("systemctl", "systemd-run", "rsync"):
         program(bin_dir, name)
-    message = call(nim_share, path=str(tmp_path / "cache"), share_key="x", **PASSWORD)
+    message = call(nim_share, host_dir=str(tmp_path / "nim"), path=str(tmp_path / "cache"), share_key="x", **PASSWORD)
     assert "nim-share.service did not start: systemd-run did not answer within 0.5 s" in message
     assert message.endswith("Next: systemctl list-jobs")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,9 +15,16 @@ import time
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _lease, _share, _staging
+from ansible_collections.baremetal.nim.plugins.module_utils import (
+    _lease,
+    _share,
+    _staged,
+    _staging,
+    _transient,
+    _tree,
+    _weights,
+)
 from ansible_collections.baremetal.nim.plugins.module_utils._fault import CURES
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_cache
 
 pytestmark = pytest.mark.usefixtures("strict_umask")
@@ -80,8 +88,15 @@ if [ -n "${key-}" ]; then
 fi
 echo "$description" > $lab/$unit.description
 /bin/mv $lab/$unit.next $lab/$unit.shows
+if [ $unit = nim-stage-llama.service ] && [ ! -e $lab/nothing ]; then
+  /bin/mkdir -p $lab/cache/llama/ngc/hub
+  /usr/bin/printf weights > $lab/cache/llama/ngc/hub/model.safetensors
+  # The list that a seed or another host brings.
+  if [ -e $lab/brought ]; then /bin/cp $lab/brought $lab/cache/llama/.baremetal-nim.sums; fi
+fi
 """,
     # Each look at a unit shows its next state; the last one stays.
+    "cat": '/bin/cat "$@"\n',
     "systemctl": """
 for unit; do :; done
 case $1 in
@@ -142,24 +157,34 @@ class Lab:
             (self.root / f"{name}.description").write_text(f"{there}\n")
         (self.root / f"journal.id-of-{name}").write_text("".join(f"{line}\n" for line in journal))
 
-    def marker(self, text=None, **changes):
-        """The marker that an earlier download left."""
-        self.cache.mkdir(parents=True)
-        content = {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, **changes}
-        (self.cache / STAGED_MARKER).write_text(json.dumps(content) if text is None else text)
+    def done(self, text=None, **changes):
+        """What an earlier staging left: weights, the marker and the list beside them, and what the host remembers (or TEXT)."""
+        self.weights()
+        note = {"key": STAGE_KEY, "image": IMAGE, "image_reference": REFERENCE, "path": str(self.cache), "marked": True}
+        note.update(changes)
+        (self.cache / _staged.MARKER).write_text(json.dumps({"key": note["key"]}))
+        self.note.parent.mkdir(parents=True, exist_ok=True)
+        self.note.write_text(json.dumps(note) if text is None else text)
+        files = _weights.taken(_weights.take(str(self.cache), {}, 0))
+        self.note.with_suffix(".sums").write_text(_weights.list_text(files))
 
-    def weights(self):
+    @property
+    def note(self):
+        """Where the host remembers."""
+        return self.root / "nim/staged/llama.json"
+
+    def weights(self, text="weights"):
         """What a download leaves."""
         (self.cache / "ngc/hub").mkdir(parents=True, exist_ok=True)
-        (self.cache / "ngc/hub/model.safetensors").write_text("weights")
+        (self.cache / "ngc/hub/model.safetensors").write_text(text)
 
-    def marker_of(self, reference):
-        """Lets the marker name an image by REFERENCE."""
-        (self.cache / STAGED_MARKER).write_text(json.dumps({**self.staged(), "image_reference": reference}))
+    def note_of(self, reference):
+        """Lets the host remember an image by REFERENCE."""
+        self.note.write_text(json.dumps({**self.staged(), "image_reference": reference}))
 
     def staged(self):
-        """What the marker says."""
-        return json.loads((self.cache / STAGED_MARKER).read_text())
+        """What the host remembers."""
+        return json.loads(self.note.read_text())
 
     def commands(self):
         """Words of every command that was run."""
@@ -181,8 +206,8 @@ class Lab:
 def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(nim_cache, "KEY_DIR", str(lab.keys))
-    monkeypatch.setattr(nim_cache, "POLL", 0.001)
+    monkeypatch.setattr(_transient, "KEY_DIR", str(lab.keys))
+    monkeypatch.setattr(_transient, "POLL", 0.001)
     if os.getuid():
         # Only root may drop groups; a user's write test runs with the groups that it has.
         monkeypatch.setattr(nim_cache.os, "setgroups", lambda _groups: None)
@@ -269,7 +294,7 @@ def test_from_nothing(lab, call):
         "last_log": "",
         "image_id": IMAGE_ID,
         "image_reference": REFERENCE,
-        "bytes": SIZE,
+        "bytes": 7,
     }
     docker = str(lab.root / "bin/docker")
     service = {
@@ -304,9 +329,27 @@ def test_from_nothing(lab, call):
     ]
     staged = lab.staged()
     assert before - 1 <= staged.pop("finished") <= time.time()
-    assert staged == {"key": STAGE_KEY, "share_key": "", "image": IMAGE, "image_reference": REFERENCE, "bytes": SIZE}
-    assert stat.S_IMODE((lab.cache / STAGED_MARKER).stat().st_mode) == 0o644
-    assert [path.name for path in lab.cache.iterdir()] == [STAGED_MARKER]
+    assert staged == {
+        "key": STAGE_KEY,
+        "share_key": "",
+        "image": IMAGE,
+        "image_reference": REFERENCE,
+        "path": str(lab.cache),
+        "read_only": False,
+        "marked": True,
+        "bytes": 7,
+        "files": 1,
+    }
+    # What the cache says of itself names no image that anybody could be made to run.
+    said = json.loads((lab.cache / _staged.MARKER).read_text())
+    assert sorted(said) == ["bytes", "files", "finished", "image", "key", "share_key"]
+    listed = _weights.parse_list((lab.cache / _staged.LIST).read_bytes())
+    assert {name: entry.sum for name, entry in listed.items()} == {
+        "ngc/hub/model.safetensors": hashlib.sha256(b"weights").hexdigest()
+    }
+    assert listed == _weights.parse_list(lab.note.with_suffix(".sums").read_bytes())
+    assert {stat.S_IMODE((lab.cache / name).stat().st_mode) for name in (_staged.MARKER, _staged.LIST)} == {0o644}
+    assert sorted(path.name for path in lab.cache.iterdir()) == [_staged.MARKER, _staged.LIST, "ngc"]
     assert [stat.S_IMODE(path.stat().st_mode) for path in (lab.cache.parent, lab.cache)] == [0o755, 0o755]
 
 
@@ -342,7 +385,7 @@ def test_podman_stages_as_docker_does(lab, call):
     assert pull == [str(script), "pull", IMAGE]
     assert stage[:2] == [str(script), "run"] and "label=disable" in stage and IMAGE_ID in stage
     # An id that a marker got from Docker is the same image.
-    lab.marker_of(IMAGE_ID)
+    lab.note_of(IMAGE_ID)
     assert call(engine="podman")["changed"] is False
 
 
@@ -371,18 +414,17 @@ def test_second_run_looks_only(lab, call):
     lab.image()
     lab.unit(STAGE, EXITED)
     call()
-    before = (lab.cache / STAGED_MARKER).stat()
+    before = (lab.cache / _staged.MARKER).stat()
     (lab.root / "log").unlink()
-    lab.weights()
     result = call()
-    assert (result["changed"], result["phase"], result["bytes"]) == (False, "done", SIZE)
+    assert (result["changed"], result["phase"], result["bytes"]) == (False, "done", 7)
     assert result["image_reference"] == REFERENCE
-    assert lab.commands() == [["docker", "image", "inspect", IMAGE], ["du", "-sb", str(lab.cache)]]
-    assert (lab.cache / STAGED_MARKER).stat().st_mtime_ns == before.st_mtime_ns
+    assert lab.commands() == [["docker", "image", "inspect", IMAGE]]
+    assert (lab.cache / _staged.MARKER).stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_staged_weights_without_their_image_pull_only(lab, call):
-    lab.marker()
+    lab.done()
     lab.image(there=False)
     lab.unit(PULL, EXITED)
     result = call()
@@ -396,7 +438,7 @@ def test_staged_weights_without_their_image_pull_only(lab, call):
     ids=["pulled", "pulled-from-a-mirror", "loaded"],
 )
 def test_staged_weights_of_the_same_image_under_another_name(lab, call, reference):
-    lab.marker(image_reference=reference)
+    lab.done(image_reference=reference)
     lab.image([{**INSPECTED[0], "RepoDigests": [f"mirror.example.com/{REFERENCE}", REFERENCE]}])
     assert call()["changed"] is False
 
@@ -413,7 +455,7 @@ def test_staged_weights_of_the_same_image_under_another_name(lab, call, referenc
     ],
 )
 def test_any_other_marker_stages_again(lab, call, left):
-    lab.marker(**left)
+    lab.done(**left)
     lab.image()
     lab.unit(STAGE, EXITED)
     assert call()["changed"] is True
@@ -427,12 +469,12 @@ def test_marker_does_not_follow_a_link(lab, call):
     precious.write_text("{}")
     precious.chmod(0o600)
     lab.cache.mkdir(parents=True)
-    (lab.cache / STAGED_MARKER).symlink_to(precious)
+    (lab.cache / _staged.MARKER).symlink_to(precious)
     lab.image()
     lab.unit(STAGE, EXITED)
     call()
     assert precious.read_text() == "{}"
-    assert not (lab.cache / STAGED_MARKER).is_symlink()
+    assert not (lab.cache / _staged.MARKER).is_symlink()
     assert lab.staged()["key"] == STAGE_KEY
 
 
@@ -448,7 +490,7 @@ def test_check_mode_runs_nothing_and_writes_nothing(lab, call, state, changed):
     if state == "empty-cache":
         lab.cache.mkdir(parents=True)
     elif state != "bare-host":
-        lab.marker(key=STAGE_KEY if state == "staged" else "other")
+        lab.done(key=STAGE_KEY if state == "staged" else "other")
     before = sorted(path.relative_to(lab.root) for path in lab.root.rglob("*"))
     result = call(check_mode=True)
     assert (result["changed"], result["waiting"]) == (changed, False)
@@ -571,8 +613,9 @@ def test_a_download_whose_end_is_not_known_is_not_believed(lab, call, end):
 
 
 def test_what_ends_between_two_slices_of_one_wait_is_believed(lab, call):
-    """It would never end otherwise, where an image has nothing to download and takes longer than a slice to say so."""
+    """It would never end otherwise, where the file system is slower to say so than the unit is to end."""
     lab.image()
+    lab.weights()
     lab.unit(STAGE, LONG_AGO, there=DOWNLOADING)
     assert call(resume={"elapsed": 5.0, "bytes": 0, "time": time.time()})["phase"] == "done"
     assert lab.started() == []
@@ -653,7 +696,7 @@ def test_slices_of_a_download(lab, call):
     assert result["history"] == [{"phase": "weights", "detail": "16.1 GB"}]
     assert result["last_log"] == "INFO 3 of 17 files: model-00003.safetensors"
     assert result["image_id"] == IMAGE_ID
-    assert not (lab.cache / STAGED_MARKER).exists()
+    assert not (lab.cache / _staged.MARKER).exists()
     # By a clock that nobody sets: the rate is a host's that has just got the true time as well.
     assert result["resume"]["bytes"] == SIZE and before <= result["resume"]["time"] <= time.monotonic()
     result = call(max_wait=0.01, resume={"elapsed": 2.0, "bytes": SIZE - 10**9, "time": time.monotonic() - 1000})
@@ -782,7 +825,7 @@ def test_download_that_fails(lab, fail, journal, failure_class, culprit):
     assert "download of the weights of llama failed (exit status 1): " in result["msg"]
     assert culprit in result["msg"].splitlines()[0]
     assert result["evidence"] == [line for line in journal if line.strip() and "Traceback (most" not in line]
-    assert not (lab.cache / STAGED_MARKER).exists()
+    assert not (lab.cache / _staged.MARKER).exists()
 
 
 def test_evidence_is_the_end_of_the_journal_without_the_key(lab, fail):
@@ -841,7 +884,7 @@ def test_too_little_space(lab, fail):
 def test_what_is_there_already_needs_no_space_again(lab, call, size, marker, enough):
     (lab.root / "size").write_text(str(size))
     if marker:
-        lab.marker(key="of-another-image")
+        lab.done(key="of-another-image")
     lab.image()
     lab.unit(STAGE, EXITED)
     assert bool(call(cache_bytes=10**18).get("failed")) is not enough
@@ -849,13 +892,13 @@ def test_what_is_there_already_needs_no_space_again(lab, call, size, marker, eno
 
 def test_a_download_under_way_is_not_refused_for_the_space_it_has_taken(lab, call):
     lab.image()
-    lab.marker(key="of-another-image")
+    lab.done(key="of-another-image")
     lab.unit(STAGE, RUNNING, there=DOWNLOADING)
     assert call(cache_bytes=10**18, max_wait=0.01)["waiting"] is True
 
 
 def test_staged_weights_need_no_space(lab, call):
-    lab.marker()
+    lab.done()
     lab.image()
     assert call(cache_bytes=10**18)["changed"] is False
 
@@ -874,7 +917,7 @@ def test_a_cache_that_cannot_be_a_directory(lab, fail):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a directory away")
 def test_cache_is_given_to_the_images_user(lab, call):
-    lab.marker()
+    lab.done()
     lab.image()
     result = call(uid=4321, gid=4322)
     assert result["changed"] is True
@@ -927,7 +970,8 @@ def test_offline_cache_that_was_copied_there(lab, call):
 @pytest.mark.parametrize("left", [None, {"key": "of-another-image"}], ids=["empty", "only-a-marker"])
 def test_offline_cache_without_weights(lab, fail, left):
     if left:
-        lab.marker(**left)
+        lab.done(**left)
+        shutil.rmtree(lab.cache / "ngc")
     lab.image()
     result = fail(**OFFLINE)
     assert result["failure_class"] == "cache_missing"
@@ -953,7 +997,7 @@ def test_weights_come_from_a_seed(lab, call):
     assert (result["changed"], result["phase"]) == (True, "done")
     (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
     copying = description("copy of the weights of llama")
-    argv = _staging.seed_command(str(seed), str(lab.cache), os.getuid(), os.getgid(), False)
+    argv = _staging.seed_command(str(seed), str(lab.cache), os.getuid(), os.getgid(), ["cat"])
     assert command == _staging.transient_unit(STAGE, copying, argv)
     assert lab.staged()["key"] == STAGE_KEY
 
@@ -994,7 +1038,7 @@ def test_directories_of_the_cache(lab, call):
     lab.unit(STAGE, EXITED)
     mounts = {"model": "/model", "kernels": "/opt/cache"}
     call(mounts=mounts, prefetch=[], prefetch_env={"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"})
-    assert sorted(path.name for path in lab.cache.iterdir() if path.is_dir()) == ["kernels", "model"]
+    assert sorted(path.name for path in lab.cache.iterdir() if path.is_dir()) == ["kernels", "model", "ngc"]
     (command,) = (command for command in lab.commands() if command[0] == "systemd-run")
     assert f"{lab.cache}/model:/model" in command and "NIM_ENGINE_MODEL_DOWNLOAD_ONLY=1" in command
     assert call(mounts=mounts, prefetch=[], prefetch_env={"NIM_ENGINE_MODEL_DOWNLOAD_ONLY": "1"})["changed"] is False
@@ -1010,10 +1054,6 @@ def test_an_image_that_says_another_contract(lab, fail):
 
 # -- caches of others --------------------------------------------------------------------------------------------------
 # A file system that squashes root is mounted in molecule/faults; here the calls that it refuses are.
-
-
-def host_marker(lab):
-    return json.loads((lab.root / "nim/staged/llama.json").read_text())
 
 
 @pytest.fixture
@@ -1033,7 +1073,7 @@ def test_read_only_cache_is_read_and_never_written(filled, call):
     assert (first["changed"], first["phase"], first["bytes"], first["image_reference"]) == (True, "done", 7, REFERENCE)
     assert (again["changed"], filled.started()) == (False, [])
     assert sorted((path, path.lstat().st_mtime_ns) for path in filled.cache.rglob("*")) == before
-    told = host_marker(filled)
+    told = filled.staged()
     assert (told["path"], told["read_only"], told["bytes"]) == (str(filled.cache), True, 7)
     assert (told["key"], told["image_reference"]) == (STAGE_KEY, REFERENCE)
 
@@ -1085,7 +1125,7 @@ def squashed(lab, monkeypatch):
     def refuse(path, *_args):
         raise PermissionError(1, "Operation not permitted", path)
 
-    monkeypatch.setattr(nim_cache.os, "chown", refuse)
+    monkeypatch.setattr(nim_cache.os, "fchown", refuse)
     lab.image()
     return lab
 
@@ -1103,7 +1143,7 @@ def test_cache_that_root_may_not_give_away(squashed, fail):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a user cannot give directories away anywhere")
 def test_group_that_root_may_not_change_is_left(squashed, call):
-    squashed.marker()
+    squashed.done()
     assert call(gid=4321)["changed"] is False
 
 
@@ -1122,46 +1162,40 @@ def test_cache_that_root_may_not_look_at(lab, fail, monkeypatch, read_only):
     assert lab.commands() == []
 
 
-def test_marker_that_root_may_not_write_is_kept_by_the_host(lab, call, monkeypatch):
-    replace = nim_cache.replace
+def test_a_cache_that_root_may_not_write_is_remembered_by_the_host(lab, call, monkeypatch):
+    def refuse(_descriptor, name, *_args):
+        raise PermissionError(13, "Permission denied", name)
 
-    def refuse(path, text):
-        if path.startswith(str(lab.cache)):
-            raise PermissionError(13, "Permission denied", path)
-        replace(path, text)
-
-    monkeypatch.setattr(nim_cache, "replace", refuse)
+    monkeypatch.setattr(_tree, "write_file", refuse)
     lab.image()
     lab.unit(STAGE, EXITED)
     assert call()["changed"] is True
-    lab.weights()
     assert call()["changed"] is False
-    told = host_marker(lab)
-    assert (told["key"], told["path"], told["read_only"]) == (STAGE_KEY, str(lab.cache), False)
-    assert not (lab.cache / STAGED_MARKER).exists()
+    told = lab.staged()
+    assert (told["key"], told["path"], told["read_only"], told["marked"]) == (STAGE_KEY, str(lab.cache), False, False)
+    assert not (lab.cache / _staged.MARKER).exists()
 
 
-def test_marker_of_a_shared_cache_is_kept_by_the_host(lab, call):
+def test_a_shared_cache_is_not_marked(lab, call):
     lab.image()
     lab.unit(STAGE, EXITED)
     call(marker="host")
-    assert host_marker(lab)["path"] == str(lab.cache)
-    assert list(lab.cache.iterdir()) == []
+    assert (lab.staged()["path"], lab.staged()["marked"]) == (str(lab.cache), False)
+    assert [path.name for path in lab.cache.iterdir()] == ["ngc"]
 
 
-def test_marker_of_another_cache_gives_way(lab, call):
-    """A service that comes back from a shared cache to its own, which is complete."""
-    lab.marker()
+def test_another_cache_of_the_service_is_staged_anew(lab, call):
+    """A service that comes back from a shared cache to its own: what lies there says that it is complete, and nobody else does."""
+    lab.done(path="/mnt/shared/llama", marked=False)
     lab.image()
-    (lab.root / "nim/staged").mkdir(parents=True)
-    (lab.root / "nim/staged/llama.json").write_text(json.dumps({"key": "other", "image_reference": REFERENCE}))
+    lab.unit(STAGE, EXITED)
     assert call()["changed"] is True
-    assert not (lab.root / "nim/staged/llama.json").exists()
+    assert (lab.started(), lab.staged()["path"]) == ([STAGE], str(lab.cache))
     assert call()["changed"] is False
 
 
 def test_repositories_are_noted_once(lab, call):
-    lab.marker()
+    lab.done()
     lab.image()
     for repository in (REPOSITORY, REPOSITORY, "nvcr.io/nim/another"):
         call(repository=repository)
@@ -1187,3 +1221,210 @@ def test_words_of_a_container_are_made_fit_for_a_terminal():
     stage.run = lambda *_argv, **_more: (0, "10%\r\x1b[31mred\x1b[0m\x1b]0;title\x07 \u202e\x9b2J\n" + "x" * 50000, "")
     lines = stage.journal({})
     assert lines[0] == "red 2J" and len(lines[1]) < 5000 and all(line.isprintable() for line in lines)
+
+
+# -- whom to believe ---------------------------------------------------------------------------------------------------
+
+
+def test_a_container_cannot_have_itself_kept(lab, call):
+    """It knows the key of the next version, which is made of public words, and may write all it likes into its cache."""
+    lab.done(key="of-the-version-that-runs")
+    forged = {"key": STAGE_KEY, "image": IMAGE, "image_reference": f"{REPOSITORY}@sha256:{'6' * 64}", "bytes": 10**20}
+    (lab.cache / _staged.MARKER).write_text(json.dumps(forged))
+    lab.image(there=False)
+    lab.unit(PULL, EXITED)
+    lab.unit(STAGE, EXITED)
+    assert call()["image_reference"] == REFERENCE
+    assert (lab.started(), lab.staged()["image_reference"]) == ([PULL, STAGE], REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, '{"key": "x", "bytes": 1' + "0" * 400 + "}", '{"key": []}', "\0" * 100],
+    ids=["deep", "endless-number", "list-for-a-word", "zeros"],
+)
+def test_what_a_container_writes_into_its_cache_costs_nothing_but_a_staging(lab, call, text):
+    lab.done()
+    (lab.cache / _staged.MARKER).write_text(text)
+    (lab.cache / _staged.LIST).write_text(text)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call()["changed"] is True
+    assert call()["changed"] is False
+
+
+@pytest.mark.parametrize("name", [_staged.MARKER, _staged.LIST])
+def test_a_directory_in_place_of_the_marker(lab, call, name):
+    (lab.cache / name).mkdir(parents=True)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done"
+    assert lab.staged()["marked"] is False
+    assert call()["changed"] is False
+
+
+@pytest.mark.parametrize("place", ["model", "model/deep"])
+def test_a_directory_that_became_a_link_is_not_given_away(lab, fail, place):
+    """A root directory of mode 0700 became the image user's own by a link that he had laid in his cache."""
+    precious = lab.root / "precious"
+    precious.mkdir(mode=0o700)
+    before = precious.stat()
+    (lab.cache / place).parent.mkdir(parents=True)
+    (lab.cache / place).symlink_to(precious)
+    result = fail(mounts={"model/deep/x": "/x"}, uid=os.getuid())
+    assert result["failure_class"] == "cache_permission"
+    assert f"{lab.cache}/{place} is a link to '{precious}'" in result["msg"] and "it was not followed" in result["msg"]
+    after = precious.stat()
+    assert (after.st_uid, after.st_mode, list(precious.iterdir())) == (before.st_uid, before.st_mode, [])
+    assert lab.started() == []
+
+
+def test_an_ended_unit_proves_nothing_of_an_empty_cache(lab, call, fail):
+    """The controller was killed while it ran, the cache was removed, and the unit of old had ended well."""
+    lab.image()
+    (lab.root / "nothing").touch()
+    lab.unit(STAGE, EXITED, there=DOWNLOADING)
+    lab.unit(STAGE, EXITED)
+    result = fail()
+    assert lab.started() == [STAGE], "the download is run again"
+    assert "download of the weights of llama ended well, and there is no file in" in result["msg"]
+    assert result["failure_class"] == "cache_missing" and "prefetch: []" in result["msg"]
+    assert not lab.note.exists() and not (lab.cache / _staged.MARKER).exists()
+    (lab.root / "nothing").unlink()
+    lab.unit(STAGE, EXITED)
+    assert call()["phase"] == "done" and lab.note.exists()
+
+
+def test_weights_that_were_lost_are_staged_again(lab, call):
+    lab.image()
+    lab.weights("weights" * 1000)
+    lab.done()
+    (lab.cache / "ngc/hub/model.safetensors").write_text("weights" * 1000)
+    files = _weights.taken(_weights.take(str(lab.cache), {}, 0))
+    lab.note.with_suffix(".sums").write_text(_weights.list_text(files))
+    assert call()["changed"] is False
+    lab.weights("weights" * 10)
+    lab.unit(STAGE, EXITED)
+    assert (call()["changed"], lab.started()) == (True, [STAGE])
+
+
+# -- what was copied ---------------------------------------------------------------------------------------------------
+
+
+def brought(lab, **files):
+    """The list of files as they were where they were staged."""
+    entries = {
+        name: _weights.Entry(len(text), hashlib.sha256(text.encode()).hexdigest(), 1, 1) for name, text in files.items()
+    }
+    (lab.root / "brought").write_text(_weights.list_text(entries))
+
+
+WHOLE = {"ngc/hub/model.safetensors": "weights"}
+SEED = {"seed": "/etc/hostname", **OFFLINE}
+SOURCE = {"source": {"address": "gpu02", "password": "p" * 20}}
+
+
+@pytest.mark.parametrize("options", [SEED, SOURCE], ids=["seed", "another-host"])
+def test_a_whole_copy_is_compared_and_taken(lab, call, options):
+    brought(lab, **WHOLE)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call(**options)["phase"] == "done"
+    assert call(**options)["changed"] is False
+
+
+@pytest.mark.parametrize("options", [SEED, SOURCE], ids=["seed", "another-host"])
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({**WHOLE, "ngc/hub/model-2.safetensors": "more"}, "ngc/hub/model-2.safetensors is missing"),
+        ({"ngc/hub/model.safetensors": "weights and more"}, "model.safetensors has 7 B, wanted 16 B"),
+        ({"ngc/hub/model.safetensors": "stheiwg"}, "model.safetensors has another content"),
+    ],
+    ids=["missing", "cut-off", "bent"],
+)
+def test_half_a_copy_does_not_pass_for_whole(lab, fail, options, files, told):
+    brought(lab, **files)
+    # The marker of a staging before must not vouch for what replaces its weights.
+    lab.done(key="of-the-version-before")
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    result = fail(**options)
+    assert told in result["msg"] and "are not whole" in result["msg"] and result["failure_class"] == "cache_missing"
+    assert not (lab.cache / _staged.MARKER).exists() and lab.staged()["key"] == "of-the-version-before"
+
+
+def test_a_seed_without_a_list_is_taken_with_a_warning(lab, call, monkeypatch):
+    told = []
+    monkeypatch.setattr(nim_cache.AnsibleModule, "warn", lambda _self, text: told.append(text))
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    assert call(**SEED)["phase"] == "done"
+    assert len(told) == 1 and "has no list of its files" in told[0]
+
+
+def test_a_seed_that_brings_what_is_no_weights(lab, fail):
+    lab.image()
+    lab.cache.mkdir(parents=True)
+    os.mkfifo(lab.cache / "pipe")
+    lab.unit(STAGE, EXITED)
+    result = fail(**SEED)
+    assert "has brought what is no weights: pipe is a pipe" in result["msg"]
+
+
+def test_a_seed_whose_program_is_missing(lab, fail):
+    (lab.root / "s.tar.zst").write_bytes(b"(\xb5/\xfd" + b"x" * 20)
+    lab.image()
+    result = fail(**{**SEED, "seed": str(lab.root / "s.tar.zst")})
+    assert "zstd is not installed, wanted it to unpack cache_seed" in result["msg"] and lab.started() == []
+
+
+def test_sums_are_made_in_slices(lab, call, monkeypatch):
+    """None of which starts the download again."""
+    monkeypatch.setattr(nim_cache, "SUM_SECONDS", 0)
+    lab.image()
+    lab.unit(STAGE, EXITED)
+    for number in range(3):
+        lab.weights()
+        (lab.cache / f"ngc/hub/{number}").write_text("more")
+    result = call(max_wait=0.0001)
+    while not result["resume"]["fetched"]:
+        result = call(max_wait=0.0001, resume=result["resume"])
+    assert (result["phase"], result["waiting"]) == ("sums", True)
+    assert result["history"][0]["detail"].endswith(" summed")
+    slices = 1
+    while result["waiting"]:
+        result, slices = call(max_wait=0.0001, resume=result["resume"]), slices + 1
+    assert (slices > 2, lab.started(), lab.staged()["files"]) == (True, [STAGE], 4)
+    assert sorted(path.name for path in lab.note.parent.iterdir()) == ["llama.json", "llama.sums"]
+
+
+# -- removal -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_service_that_is_removed_leaves_no_staging(lab, call):
+    lab.done()
+    lab.image()
+    lab.unit(STAGE, LONG_AGO, there=DOWNLOADING)
+    assert call(state="absent")["changed"] is True
+    assert ["systemctl", "stop", STAGE] in lab.commands() and lab.note.exists() and lab.cache.exists()
+    assert call(state="absent")["changed"] is False
+    assert call(state="absent", remove=True, check_mode=True)["changed"] is True and lab.cache.exists()
+    assert call(state="absent", remove=True)["changed"] is True
+    assert not lab.cache.exists() and list(lab.note.parent.iterdir()) == []
+    assert call(state="absent", remove=True)["changed"] is False
+
+
+def test_a_removal_follows_no_link(lab, call):
+    (lab.root / "precious").mkdir()
+    (lab.root / "precious/file").touch()
+    lab.cache.parent.mkdir()
+    lab.cache.symlink_to(lab.root / "precious")
+    assert call(state="absent", remove=True)["changed"] is True
+    assert not lab.cache.is_symlink() and (lab.root / "precious/file").exists()
+
+
+def test_a_removal_leaves_a_service_of_that_name_alone(lab, call):
+    lab.unit(STAGE, {**RUNNING, "Transient": "no", "FragmentPath": "/etc/systemd/system/x"}, there="NVIDIA NIM")
+    assert call(state="absent")["changed"] is False
+    assert not any(command[:2] == ["systemctl", "stop"] for command in lab.commands())

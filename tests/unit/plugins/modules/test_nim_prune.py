@@ -12,7 +12,7 @@ import shutil
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
+from ansible_collections.baremetal.nim.plugins.module_utils._staged import MARKER
 from ansible_collections.baremetal.nim.plugins.modules import nim_prune
 
 REPOSITORY = "nvcr.io/nim/meta/llama"
@@ -66,7 +66,7 @@ class Host:
         """A cache."""
         self.write(f"cache/{name}/ngc/weights", "w" * size)
         if marker:
-            self.write(f"cache/{name}/{STAGED_MARKER}", json.dumps({"image_reference": OLD, "key": "k"}))
+            self.write(f"cache/{name}/{MARKER}", json.dumps({"key": "k"}))
 
     def record(self, name, reference, folder="services", **more):
         record = json.dumps({"image_reference": reference, "image": f"{REPOSITORY}:1", **more})
@@ -209,7 +209,7 @@ def test_mount_point_below_is_left_alone(host, call):
 
 def test_pipe_as_a_marker_is_none(host, call):
     (host.cache / "trap").mkdir()
-    os.mkfifo(host.cache / "trap" / STAGED_MARKER)
+    os.mkfifo(host.cache / "trap" / MARKER)
     assert call()["kept"][0]["reason"].startswith("unknown")
 
 
@@ -222,7 +222,9 @@ def test_cut_off_deletion_is_finished(host, call):
 @pytest.mark.parametrize("read_only", [False, True])
 def test_cache_whose_marker_the_host_keeps(host, call, read_only):
     host.staged("squashed", marker=False)
-    text = json.dumps({"path": str(host.cache / "squashed"), "read_only": read_only, "image_reference": OLD})
+    text = json.dumps(
+        {"path": str(host.cache / "squashed"), "read_only": read_only, "image_reference": OLD, "key": "k"}
+    )
     note = host.write("nim/staged/squashed.json", text)
     assert paths(call()["removed"]) == ([] if read_only else ["squashed"])
     assert note.exists() is read_only

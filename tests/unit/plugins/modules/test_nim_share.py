@@ -13,8 +13,7 @@ import subprocess
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.baremetal.nim.plugins.module_utils import _share
-from ansible_collections.baremetal.nim.plugins.module_utils._host import STAGED_MARKER
+from ansible_collections.baremetal.nim.plugins.module_utils import _share, _staged
 from ansible_collections.baremetal.nim.plugins.modules import nim_share
 
 PASSWORD = "p4ssw0rd-of-one-play"
@@ -48,14 +47,16 @@ def lab(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     (cache / "ngc").mkdir(parents=True)
     (cache / "ngc/blob").write_text("weights")
-    marker = {
+    note = {
+        "path": str(cache),
         "share_key": "k1",
         "key": "s1",
         "image": f"{IMAGE}:1.8.6",
         "image_reference": f"{IMAGE}@sha256:{'a' * 64}",
         "bytes": 7,
     }
-    (cache / STAGED_MARKER).write_text(json.dumps(marker))
+    (tmp_path / "nim/staged").mkdir(parents=True)
+    (tmp_path / "nim/staged/llama.json").write_text(json.dumps(note))
     yield tmp_path
     subprocess.run([str(tmp_path / "bin/systemctl"), "stop", "nim-share.service"], check=False)
 
@@ -66,6 +67,7 @@ def call(lab, port, capsys):
 
     def run(check_mode=False, **args):
         args = {"path": str(lab / "cache"), "share_key": "k1", "password": PASSWORD, "port": port, **args}
+        args = {"host_dir": str(lab / "nim"), **args}
         with patch_module_args({**args, "_ansible_check_mode": check_mode}), pytest.raises(SystemExit):
             nim_share.main()
         text = capsys.readouterr().out
@@ -121,12 +123,14 @@ def test_an_earlier_daemon_makes_way(lab, call, port):
     assert (lab / "there/ngc/blob").read_text() == "newer weights"
 
 
-@pytest.mark.parametrize("marker", [None, "{", '{"share_key": "k1"}'], ids=["none", "cut-off", "no-reference"])
-def test_what_is_not_staged_is_not_served(lab, call, marker):
-    path = lab / "cache" / STAGED_MARKER
+@pytest.mark.parametrize("note", [None, "{", '{"share_key": "k1"}'], ids=["none", "cut-off", "no-reference"])
+def test_what_is_not_staged_is_not_served(lab, call, note):
+    path = lab / "nim/staged/llama.json"
+    # A word of the cache's own is none.
+    (lab / "cache" / _staged.MARKER).write_text(path.read_text())
     path.unlink()
-    if marker:
-        path.write_text(marker)
+    if note:
+        path.write_text(note)
     result = call()
     assert result["failed"] and "holds nothing that was staged, wanted the weights" in result["msg"]
     assert not (lab / "log").exists()

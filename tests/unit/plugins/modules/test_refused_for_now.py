@@ -217,7 +217,7 @@ def test_several_tokens_in_a_step_are_no_buffer(call, probe, each):
     assert result["phase"] == "verified", result["msg"]
 
 
-@pytest.mark.parametrize(("steps", "each", "gap"), [(1, 40, 0.3), (4, 20, 0.2)], ids=["whole", "4 kB at a time"])
+@pytest.mark.parametrize(("steps", "each", "gap"), [(1, 40, 0.3), (4, 100, 0.3)], ids=["whole", "a part at a time"])
 def test_a_buffer_is_found(call, steps, each, gap):
     with NimServer(replies={CHAT: paced(steps, each, gap)}) as nim:
         result, _took = call(nim.url, probes=["stream"])
