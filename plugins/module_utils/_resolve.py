@@ -554,9 +554,7 @@ class Service(Entry):
         several = isinstance(value, (list, tuple))
         for position, item in enumerate(value if several else [value]):
             wrong = text_problem(name, item, self.written.get((*path, position) if several else path))
-            if not wrong and isinstance(item, str):
-                wrong = _gate.line_problem(name, item, lines=True)
-            self.refused(wrong)
+            self.refused(wrong or (_gate.line_problem(name, item, lines=True) if isinstance(item, str) else ""))
 
     def verify(self, image: str, contract: Mapping[str, Any]) -> dict[str, Any]:
         """Options for the verification; images without chat are asked for what they do, or for their health only."""

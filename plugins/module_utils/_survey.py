@@ -34,11 +34,6 @@ def read_text(path: str) -> str:
     return read_bytes(path).decode("utf-8", errors="replace")
 
 
-def is_small(path: str, most: int = 2**20) -> bool:
-    """Whether there is a file of at most so many bytes; what strangers may write is not read whole before that is known."""
-    return os.path.isfile(path) and os.path.getsize(path) <= most
-
-
 def names_in(path: str) -> list[str]:
     """Sorted names in a folder, none when there is no such folder."""
     try:

@@ -256,7 +256,7 @@ def test_a_seed_is_refused_or_arrives(text):
         return
     # What Ansible makes of an option that is a path.
     assert os.path.expanduser(os.path.expandvars(service["cache_seed"])) == text
-    argv = _staging.seed_command(text, "/cache", 1, 1, True)
+    argv = _staging.seed_command(text, "/cache", 1, 1, [])
     assert as_read.transient(_staging.transient_unit("u", "d", argv)) == argv
 
 

@@ -30,6 +30,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _registry,
     _requirements,
     _retrieval,
+    _staged,
     _staging,
     _startup,
     _unit,
@@ -170,7 +171,7 @@ READERS = {
     ),
     "catalogue": tolerant(lambda text: [str(_requirements.parse_metadata(text))]),
     "driver": lambda text: [str(_requirements._driver({"driver": text}))],
-    "marker": lambda text: [str(_host.parse_marker(text))],
+    "marker": lambda text: [str(_staged.parse_marker(text))],
 }
 #: Characters that a terminal, or a reader of text from left to right, is misled by.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -248,7 +249,7 @@ def test_one_that_is_deep_is_an_error_of_the_server_still():
     deep = "[" * 100_000
     assert _refusal.error_text(deep).startswith("[[[")
     assert _refusal.http_fault("GET /", 500, deep).failure_class == "dead_engine"
-    assert _host.parse_marker(deep) is None
+    assert _staged.parse_marker(deep) is None
 
 
 @given(text=st.text())
