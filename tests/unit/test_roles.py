@@ -278,7 +278,7 @@ def test_contracts_are_documented():
 def test_defaults_of_a_service_are_documented():
     host, defaults = (
         {"gpus": []},
-        {"cache_root": "", "config_dir": "", "state_dir": "", "bind_address": "::1", "cache_size_gb": 0},
+        {"cache_root": "/c", "config_dir": "", "state_dir": "", "bind_address": "::1", "cache_size_gb": 0},
     )
     minimal = {"name": "llama", "image": "nvcr.io/nim/meta/llama", "tag": "1.8.6"}
     documented = {name: option["default"] for name, option in SERVICE.items() if "default" in option}
@@ -303,8 +303,8 @@ def test_defaults_of_a_service_are_documented():
 def test_staging_gets_everything_it_takes():
     """What resolve_services computes for nim_cache, the role passes on."""
     task = load("roles/model_cache/tasks/stage.yml")[0]["baremetal.nim.nim_cache"]
-    controllers_own = {"progress", "max_wait", "resume"}
-    assert set(task) == set(documentation("modules", "nim_cache")["options"]) - controllers_own
+    controllers_own, of_removals = {"progress", "max_wait", "resume"}, {"state", "remove"}
+    assert set(task) == set(documentation("modules", "nim_cache")["options"]) - controllers_own - of_removals
 
 
 def test_files_of_a_service_go_to_the_host_together():
