@@ -91,7 +91,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.baremetal.nim.plugins.module_utils import _command, _daemon, _docker, _host
+from ansible_collections.baremetal.nim.plugins.module_utils import _command, _daemon, _docker, _foreign, _host
 from ansible_collections.baremetal.nim.plugins.module_utils._survey import Survey
 
 #: Where this module looks at the host.
@@ -215,18 +215,30 @@ class Daemon:
 
     def reload(self) -> None:
         """Has the running daemon read its file."""
+        self.started = time.time()
         if self.run("systemctl", "reload", _docker.UNIT)[0] and self.pid:
             # A unit of the operator's may not know how.
             os.kill(self.pid, signal.SIGHUP)
 
-    def why(self) -> str:
-        """The reason in the unit's journal."""
+    def told(self, *words: str) -> list[str]:
+        """What the unit's journal says since the last start or reload; of that the lines with any of WORDS, where there are some."""
         since = f"--since=@{int(self.started)}"
         log = self.run("journalctl", "--unit", _docker.UNIT, since, "--output=cat", "--no-pager", "--lines=60")[1]
-        lines = [line.strip() for line in log.splitlines() if line.strip()]
-        words = ("failed to start daemon", "unable to configure", "level=fatal", "Error starting")
-        told = [line for line in lines if any(word in line for word in words)] or lines
+        lines = _foreign.lines(log)
+        return [line.strip() for line in lines if any(word in line for word in words)] or [
+            line.strip() for line in lines
+        ]
+
+    def why(self) -> str:
+        """The reason in the unit's journal."""
+        told = self.told("failed to start daemon", "unable to configure", "level=fatal", "Error starting")
         return told[-1][-400:].rstrip(".") if told else "its journal tells nothing"
+
+    def why_not_reloaded(self) -> str:
+        """What the daemon said of a file that it read anew and did not take, empty where it said nothing."""
+        words = ("Error reconfiguring", "unable to configure", "Error reloading", "level=error")
+        told = [line for line in self.told(*words) if any(word in line for word in words)]
+        return f": {told[-1][-400:].rstrip('.')}" if told else ""
 
     def serve(self, verb: str) -> str | None:
         """Starts or restarts the unit; why it does not serve, None when it does."""
@@ -398,10 +410,11 @@ def apply_it(
         daemon.reload()
         kept = daemon.eventually(lambda: daemon.info().get("live_restore"), RELOAD)
         if strangers and not kept and not module.params["restart_allowed"]:
+            said = daemon.why_not_reloaded()
             daemon.write(text)
             daemon.reload()
             daemon.forget()
-            ask_for_permission(daemon, "as live-restore did not come on", strangers)
+            ask_for_permission(daemon, f"as live-restore did not come on{said}", strangers)
         info = daemon.info() or info
         restart = restart and bool(_daemon.outstanding(left, info))
     if enable:

@@ -89,6 +89,7 @@ def test_the_old_file_comes_back_and_docker_with_it(host, found):
     run = play("host", limit=HOST, extra={"container_engine_options": options})
     assert run.returncode == 2, run.stdout
     # Docker refuses it when it reads the file anew, or when it starts.
+    assert "nosuch" in run.stdout, "why is told"
     restored = f"The old {CONFIG} is back and Docker serves with it."
     assert restored in run.stdout or f"{CONFIG} was not changed" in run.stdout, run.stdout
     assert json.loads(host.check_output(f"cat {CONFIG}")) == found

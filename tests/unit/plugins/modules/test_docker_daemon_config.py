@@ -78,6 +78,8 @@ elif me.name == "docker" and words[0] == "inspect":
         print(f"/{name} {state['containers'][name][1]}")
 elif me.name == "journalctl":
     print('Starting\ntime="x" level=fatal msg="failed to start daemon: it cannot"\ndocker.service: Main process exited')
+    if not state["reloads"] and state["active"]:
+        print('time="x" level=error msg="Error reconfiguring the daemon: specified default runtime does not exist"')
 (me.parent / "state.json").write_text(json.dumps(state))
 sys.exit(code)
 """
@@ -322,7 +324,9 @@ def test_a_reload_that_is_not_heard_refuses_and_leaves_everything(call, path, st
     state(containers=WEB, reloads=False)
     result = call(apply="restart")
     assert (
-        "live-restore did not come on: web would end" in result["msg"]
+        "live-restore did not come on: " in result["msg"]
+        and "Error reconfiguring the daemon: specified default runtime does not exist" in result["msg"]
+        and ": web would end" in result["msg"]
         and "container_engine_restart_allowed=true" in result["msg"]
     )
     assert path.read_text() == THEIRS and state()["containers"] == WEB
