@@ -941,8 +941,8 @@ def service_changes(services: list[dict[str, Any]], host: Mapping[str, Any]) -> 
             reasons.append(f"unit is {unit.get('active') or 'absent'}")
         elif container.get("config_hash") != service["config_hash"]:
             reasons.append("running container has another configuration")
-        elif staged and container.get("image_id") not in (None, images.get(staged, staged)):
-            # A label is what it says; the image is what runs.
+        elif staged and not doubt and container.get("image_id") not in (None, images.get(staged, staged)):
+            # A label is what it says; the image is what runs. What is staged for another deployment tells nothing of this one.
             reasons.append("running container has another image")
         reasons += [
             f"{other} still has its {' and '.join(engines[other])}" for other in engines if other != service["engine"]

@@ -1293,6 +1293,11 @@ GONE = {"exists": False, "active": None, "sub": None, "enabled": False, "restart
             id="image-exchanged-under-its-label",
         ),
         pytest.param({"container.image_id": IMAGE_ID}, {}, id="image-is-the-wanted-one"),
+        pytest.param(
+            {"container.image_id": f"sha256:{'0' * 64}", "cache.staged.key": "of-the-next"},
+            {"stage": ["staged weights are of another image or profile"]},
+            id="what-is-staged-is-of-a-deployment-that-did-not-last",
+        ),
         pytest.param({"cache": None}, {"stage": ["weights not staged"]}, id="cache-missing"),
         pytest.param(
             {"cache.staged.key": "old"},
