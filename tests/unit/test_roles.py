@@ -179,6 +179,21 @@ def tasks(entries):
             yield from tasks(task.get(part, []))
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_no_task_takes_the_name_of_a_variable_of_its_role(role):
+    """What is registered, or set as a fact, wins over the variable from then on, and whoever reads it gets the other thing."""
+    own = {
+        name
+        for part in ("vars", "defaults")
+        if (ROOT / "roles" / role / part / "main.yml").exists()
+        for name in load("roles", role, part, "main.yml") or ()
+    }
+    for path in (ROOT / "roles" / role / "tasks").glob("*.yml"):
+        for task in tasks(load(path)):
+            taken = {task.get("register"), *(task.get("ansible.builtin.set_fact") or ())}
+            assert not taken & own, f"{path.name}: {task.get('name')}"
+
+
 @pytest.mark.parametrize("role", [role for role in ROLES if f"{role}_api_key" in arguments(role)["main"]])
 def test_tasks_with_the_key_hide_it_unless_told_otherwise(role):
     """A module that takes the key as a secret hides it by itself, and its task may tell what went wrong."""
