@@ -104,8 +104,16 @@ def is_burst(answer: Answer) -> bool | None:
     starts = [0, *(number for number in range(1, len(at)) if at[number] - at[number - 1] >= BURST)]
     if at_one_blow(len(at), len(starts), at[-1] - at[0]):
         return True
+    # A busy reader makes several of one lump, but no such pause as lies between two.
+    starts = [0, *(number for number in range(1, len(at)) if at[number] - at[number - 1] >= _LUMPS_APART / 2)]
+    if len(starts) == 1:
+        return False
+    ends = [*(number - 1 for number in starts[1:]), len(at) - 1]
+    within = sum(at[end] - at[start] for start, end in zip(starts, ends))
     # The last lump is a rest.
-    return starts[-1] / (len(starts) - 1) >= _LUMP and (at[starts[-1]] - at[0]) / (len(starts) - 1) >= _LUMPS_APART
+    lumps = len(starts) - 1
+    apart = (at[starts[-1]] - at[0]) / lumps
+    return within < BURST * len(at) and starts[-1] / lumps >= _LUMP and apart >= _LUMPS_APART
 
 
 def has_pace(answer: Answer) -> bool:

@@ -20,6 +20,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import types
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -341,7 +343,10 @@ def boot(host):
     program = settler()
     program.JOURNAL = str(host.root / "etc/nim/.{}.switch")
     program.UNITS = [str(host.root / "units/nim-{}.service"), str(host.root / "quadlets/nim-{}.container")]
-    program.subprocess.run = lambda *_args, **_options: None
+    # The name in that program alone: the module of that name is everybody's.
+    program.subprocess = types.SimpleNamespace(
+        run=lambda *_args, **_options: None, SubprocessError=subprocess.SubprocessError
+    )
     for _start in range(2):
         unit = host.lies()[0]
         if unit is None:
