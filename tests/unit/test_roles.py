@@ -179,6 +179,13 @@ def tasks(entries):
             yield from tasks(task.get(part, []))
 
 
+def test_templates_of_variables_double_no_backslash():
+    """Ansible leaves a backslash in a template of a variable as it is: doubled, the pattern is another one, and matches nothing."""
+    for path in SOURCES:
+        if path.name == "main.yml" and path.parent.name in ("vars", "defaults"):
+            assert "\\\\" not in path.read_text(), path
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_no_task_takes_the_name_of_a_variable_of_its_role(role):
     """What is registered, or set as a fact, wins over the variable from then on, and whoever reads it gets the other thing."""
