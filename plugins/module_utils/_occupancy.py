@@ -115,8 +115,17 @@ def strangers(device: Device, host: Mapping[str, Any], ours: Iterable[str]) -> S
     ours = set(ours)
     holders = {item["pid"]: item for item in (host.get("driver") or {}).get("holders") or []}
     listed = _once(device.processes)
-    processes = [process for process in listed if process.get("service") not in ours]
-    own = [process for process in listed if process.get("service") in ours]
+    engine = host.get("engine") or {}
+    # Containers outlive an engine that was stopped (live-restore), and nobody else tells whose they are: it starts before anything is placed.
+    untold = bool(engine.get("installed")) and engine.get("active") is False
+
+    def is_own(process: Mapping[str, Any]) -> bool:
+        return process.get("service") in ours or (
+            untold and bool(process.get("container")) and not process.get("service")
+        )
+
+    processes = [process for process in listed if not is_own(process)]
+    own = [process for process in listed if is_own(process)]
     explained = sum(_bytes(process) or 0 for process in listed)
     hidden = max(0, (device.used or 0) - explained)
     total = total_of(device, host) or 0

@@ -225,6 +225,22 @@ def test_another_service_of_the_play_is_no_stranger():
         verdict(seen, spec("phi", gpus=[0], port=8001))
 
 
+@pytest.mark.parametrize(
+    ("engine", "more", "held"),
+    [
+        ({"installed": True, "active": False}, {"container": "8a1b2c3d4e5f" * 5}, False),
+        ({"installed": True, "active": False}, {}, True),
+        ({"installed": True, "active": True}, {"container": "8a1b2c3d4e5f" * 5}, True),
+        ({"installed": False, "active": False}, {"container": "8a1b2c3d4e5f" * 5}, True),
+    ],
+    ids=["a-container-of-a-stopped-engine", "no-container", "the-engine-knows-it-for-anothers", "another-engine"],
+)
+def test_a_stopped_engine_tells_nobody_whose_its_containers_are(engine, more, held):
+    """They outlive it (live-restore), and the run that is to start it again must not be refused for its own service."""
+    (device,) = _gpus.devices([gpu(0, process(**more))])
+    assert bool(_occupancy.strangers(device, {"engine": engine}, ["llama"]).memory) is held
+
+
 def test_who_is_seen_beside_the_service_is_a_stranger_all_the_same():
     both = gpu(0, process(3411, 70000, service="llama"), process(4711, 60000))
     seen = host(both, services=runs("llama"), holders=[{"pid": 4711, "name": "python3", "unit": None}])
