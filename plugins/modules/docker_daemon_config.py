@@ -236,7 +236,7 @@ class Daemon:
 
     def why_not_reloaded(self) -> str:
         """What the daemon said of a file that it read anew and did not take, empty where it said nothing."""
-        words = ("Error reconfiguring", "unable to configure", "Error reloading", "level=error")
+        words = ("Error reconfiguring", "unable to configure", "Error reloading")
         told = [line for line in self.told(*words) if any(word in line for word in words)]
         return f": {told[-1][-400:].rstrip('.')}" if told else ""
 
