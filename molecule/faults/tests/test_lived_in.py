@@ -135,7 +135,8 @@ def test_what_packages_would_take_away(host):
     try:
         refused(
             host,
-            "would remove site-monitoring (1, because of nvidia-container-toolkit)",
+            # apt tells because of whom or not, by the order in which it takes them away.
+            "nvidia-container-toolkit=1.19.1-1 would remove site-monitoring (1",
             nvidia_container_toolkit_version="1.19.1-1",
         )
     finally:
