@@ -63,3 +63,17 @@ attributes:
     details:
       - This action does not modify state.
 """
+
+    # For modules that an action plugin calls slice by slice.
+    SLICED = r"""
+options:
+  progress:
+    description: Whether the controller prints what is going on, at most one line per host every 10 seconds.
+    type: bool
+    default: true
+  max_wait:
+    description:
+      - Most seconds that this call takes before it returns with RV(waiting=true). The action plugin sets it and calls
+        the module again until it is done.
+    type: float
+"""

@@ -22,6 +22,7 @@ description:
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
+  - baremetal.nim._attributes.sliced
   - baremetal.nim._attributes
 attributes:
   check_mode:
@@ -68,10 +69,6 @@ options:
     description: Directory of the leases.
     type: path
     default: /run/nim/lock.d
-  progress:
-    description: Whether the controller prints whom it waits for, at most one line per host every 10 seconds.
-    type: bool
-    default: true
   holder:
     description: This run, as its lease tells of it. Set by the action plugin.
     type: dict
@@ -93,11 +90,6 @@ options:
     type: list
     elements: str
     default: []
-  max_wait:
-    description:
-      - Most seconds that this call waits before it returns with RV(waiting=true). The action plugin sets it and calls
-        the module again until it is done.
-    type: float
   resume:
     description:
       - What an earlier slice of the same wait handed over (RV(resume)). Set by the action plugin.

@@ -18,6 +18,7 @@ description:
 author:
   - The baremetal.nim maintainers (@baremetal-nim)
 extends_documentation_fragment:
+  - baremetal.nim._attributes.sliced
   - baremetal.nim._attributes
 options:
   names:
@@ -33,15 +34,6 @@ options:
     description: Most seconds that the comparison may take.
     type: float
     default: 14400
-  progress:
-    description: Whether the controller prints what is going on, at most one line per host every 10 seconds.
-    type: bool
-    default: true
-  max_wait:
-    description:
-      - Most seconds that this call works before it returns with RV(waiting=true). The action plugin sets it and calls
-        the module again until it is done.
-    type: float
   resume:
     description:
       - What an earlier slice of the same comparison handed over (RV(resume)). Set by the action plugin.
