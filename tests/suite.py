@@ -89,12 +89,19 @@ class Job:
     shown: str = r"(?!)"
     began: float = 0.0
     took: float = 0.0
+    #: Seconds of a core that its own processes used.
+    used: float = 0.0
     result: str = "waiting"
 
     @property
     def log(self) -> pathlib.Path:
         """File with its output."""
         return LOGS / f"{self.name}.log"
+
+    @property
+    def cost(self) -> pathlib.Path:
+        """File in which lab.py notes what its containers cost."""
+        return LOGS / f"{self.name}.cost"
 
     def counts(self) -> dict[str, int]:
         """How many tests passed, failed, were skipped or broke, as pytest says at its end."""
@@ -105,6 +112,10 @@ class Job:
                     word = word.rstrip("s") if word.startswith("error") else word
                     found[word] = found.get(word, 0) + int(number)
         return found
+
+    def hosts(self) -> float:
+        """Seconds of a core that the hosts of its lab used, as lab.py noted when it removed them."""
+        return sum(float(line.split()[-1]) for line in text_of(self.cost).splitlines())
 
     def judge(self, code: int | None) -> str:
         """Result of a command that ended with CODE; None is one that was stopped."""
@@ -205,6 +216,7 @@ class Suite:
         LOGS.mkdir(parents=True, exist_ok=True)
         for job in self.jobs:
             job.log.unlink(missing_ok=True)
+            job.cost.unlink(missing_ok=True)
         beat = time.monotonic()
         with self.changed:
             while any(job.result in ("waiting", "running") for job in self.jobs):
@@ -238,7 +250,7 @@ class Suite:
             self.processes[job.name] = subprocess.Popen(
                 job.command,
                 cwd=ROOT,
-                env={**os.environ, **job.env},
+                env={**os.environ, "LAB_COST": str(job.cost), **job.env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -248,12 +260,17 @@ class Suite:
 
     def wait_for(self, job: Job, process: subprocess.Popen[bytes]) -> None:
         """Waits for the end of one job and tells it."""
-        try:
-            code: int | None = process.wait(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            code = None
-            stop(process)
+        late = threading.Event()
+        timer = threading.Timer(LIMIT, lambda: (late.set(), stop(process)))
+        timer.daemon = True
+        timer.start()
+        # Unlike Popen.wait, this tells what the process and its children cost.
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        code = None if late.is_set() else process.returncode
         with self.changed:
+            job.used = usage.ru_utime + usage.ru_stime
             job.took = time.monotonic() - job.began
             job.result = job.judge(code)
             del self.processes[job.name]
@@ -273,12 +290,13 @@ class Suite:
 
     def table(self) -> None:
         """Prints what came of each job, and where the time went."""
-        line = "{:<18} {:<32} {:>7} {:>7}  {}"
-        print("\n" + line.format("JOB", "RESULT", "BEGAN", "SECONDS", "TESTS"))
+        line = "{:<18} {:<32} {:>7} {:>7} {:>7} {:>7}  {}"
+        print("\n" + line.format("JOB", "RESULT", "BEGAN", "SECONDS", "CPU", "HOSTS", "TESTS"))
         for job in self.jobs:
             began = f"{job.began - self.started:.0f}" if job.began else "-"
             tests = ", ".join(f"{number} {word}" for word, number in job.counts().items()) or "-"
-            print(line.format(job.name, job.result, began, f"{job.took:.0f}", tests))
+            columns = (f"{number:.0f}" for number in (job.took, job.used, job.hosts()))
+            print(line.format(job.name, job.result, began, *columns, tests))
         wall, cores = time.monotonic() - self.started, os.cpu_count() or 1
         share = (cpu_seconds() - self.busy) / (wall * cores)
         print(f"{wall:.0f} s in all, {self.at_a_time} jobs at a time; {cores} cores were busy {share:.0%} of the time")
@@ -290,16 +308,16 @@ class Suite:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a job with all that it started, politely first."""
+    """Ends a job with all that it started, politely first. Its own thread waits for it."""
     for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        deadline = time.monotonic() + seconds
         try:
             os.killpg(process.pid, number)
-            process.wait(timeout=seconds)
+            while time.monotonic() < deadline:
+                time.sleep(0.05)
+                os.killpg(process.pid, 0)
         except ProcessLookupError:
             return
-        except subprocess.TimeoutExpired:
-            continue
-        return
 
 
 def cpu_seconds() -> float:

@@ -323,7 +323,7 @@ class Lab:
                 current.start()
         else:
             if current is not None:
-                current.remove(force=True, v=True)
+                remove(current)
             say("starting the vendor host: nvcr.lab, apt.lab, ngc.lab")
             empty = io.BytesIO()
             tarfile.open(fileobj=empty, mode="w").close()
@@ -435,7 +435,7 @@ class Lab:
             return current
         if current is not None:
             # Made by another checkout or from another image, or trusting another vendor.
-            current.remove(force=True, v=True)
+            remove(current)
         container = self.start(
             f"{SITE}-{self.name}-{name}",
             image,
@@ -610,7 +610,7 @@ class Lab:
         labels = [f"project={PREFIX}"] if everything else [f"site={SITE}", f"lab={self.name}"]
         for container in self.docker.containers.list(all=True, filters={"label": labels}):
             if everything or container.name != VENDOR:
-                container.remove(force=True, v=True)
+                remove(container)
         if SITE != PREFIX and not everything:
             self.close()
         # The files beside the labs' folders tell which engine is ours to stop.
@@ -638,7 +638,7 @@ class Lab:
         if any(container.name != VENDOR for container in left):
             return
         for container in left:
-            container.remove(force=True, v=True)
+            remove(container)
         for network in self.docker.networks.list(names=[f"^{NETWORK}$"]):
             network.remove()
 
@@ -648,6 +648,15 @@ class Lab:
             self.docker.volumes.get(name).remove(force=True)
         except docker.errors.NotFound:
             return
+
+
+def remove(container: Container) -> None:
+    """Removes a container. Where LAB_COST names a file, the seconds of a core that it used are noted there."""
+    if note := os.environ.get("LAB_COST"):
+        used = container.stats(stream=False, one_shot=True)["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
+        with pathlib.Path(note).open("a") as file:
+            file.write(f"{container.name} {used:.1f}\n")
+    container.remove(force=True, v=True)
 
 
 def nim_builder() -> Any:
