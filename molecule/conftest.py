@@ -119,15 +119,16 @@ def play_environment() -> dict[str, str]:
     # Whoever starts the tests may have told Python not to buffer; users' shells have not.
     drop = ("ANSIBLE_", "MOLECULE_", "PYTHONUNBUFFERED")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(drop)}
-    return {**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    return {**kept, **lab.KEPT_PAYLOADS, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
 
 
 def unconfigured_environment() -> dict[str, str]:
     """The environment of somebody who has installed the collection and configured nothing: no pipelining, above all."""
     empty = lab.STATE / NAME / "empty.cfg"
     empty.write_text("")
+    environment = {key: value for key, value in play_environment().items() if key not in lab.KEPT_PAYLOADS}
     return {
-        **play_environment(),
+        **environment,
         "ANSIBLE_CONFIG": str(empty),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".venv/collections"),
     }

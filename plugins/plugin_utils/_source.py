@@ -27,6 +27,8 @@ except ImportError:
     # Another Ansible keeps it elsewhere, or has none.
     pass
 
+#: A tenth of the other one's time.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: What a file of variables may be large; a larger one is not looked at.
 _LIMIT = 4 << 20
 _PLAIN = re.compile(r"[^\s,\[\]{}#&*!|>'\"%@`][^\s,\[\]{}]*")
@@ -46,6 +48,12 @@ def _lines(path: str) -> tuple[str, ...]:
         return ()
 
 
+@functools.lru_cache(maxsize=1024)
+def _read(text: str) -> Any:
+    """What the loader of YAML 1.1, as Ansible's own, makes of a plain scalar."""
+    return yaml.load(text, Loader=_LOADER)  # noqa: S506 # It is the safe one.
+
+
 def _at(tagged: Any, value: Any, behind_key: bool) -> Written | None:
     """What stands where TAGGED comes from, or behind that key, if YAML or a template makes VALUE of it."""
     origin = _ORIGIN.get_tag(tagged) if _ORIGIN else None
@@ -60,8 +68,7 @@ def _at(tagged: Any, value: Any, behind_key: bool) -> Written | None:
         return Written(shown(value), place)
     match = _PLAIN.match(rest)
     try:
-        # The loader of YAML 1.1, as Ansible's own.
-        read = yaml.safe_load(match.group()) if match else None
+        read = _read(match.group()) if match else None
     except (yaml.YAMLError, ValueError):
         return None
     same = match and read == value and isinstance(read, bool) == isinstance(value, bool)

@@ -19,6 +19,7 @@ is built twice.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import hashlib
 import importlib.util
 import io
@@ -76,6 +77,8 @@ IMAGES = (
     ("nim/nvidia/llama-nemotron-rerank-1b-v2", "2.2.2", "reranker", "families"),
     ("nim/nvidia/magpie-tts-multilingual", "1.7.0", "speech", "families"),
 )
+#: Variables of an ansible-playbook that takes the payloads of modules from the run before.
+KEPT_PAYLOADS = {"ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"), "ANSIBLE_CALLBACKS_ENABLED": "kept_payloads"}
 #: What a host serves.
 PORTS = ("22", "8000", "8001")
 #: Where their ports are published on loopback: Linux gives outgoing connections those from 32768 on.
@@ -539,9 +542,22 @@ class Lab:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
+    def prepare(self, engines: set[str]) -> None:
+        """Builds the images that are not there yet, side by side: much of each is a package manager on one core."""
+        self.base("trixie")
+        # One after another: the second is made of the first one's layers.
+        flavours = dict.fromkeys(
+            (flavour, engine) for _repository, _tag, flavour, engine in IMAGES if engine in engines
+        )
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            work = [pool.submit(self.host_image), pool.submit(self.vendor_image)]
+            work.append(pool.submit(lambda: [self.stand_in(*each) for each in flavours]))
+            for each in work:
+                each.result()
+
     def images(self, engines: set[str]) -> None:
         """Builds what labs are made from: the bare host, the stocked vendor, and the stand-in with further engines."""
-        self.host_image()
+        self.prepare(set(snapshot.STOCK))
         tag = self.stocked_tag(self.vendor_image())
         if not snapshot.exists(self, tag):
             vendor = self.vendor()
@@ -570,8 +586,8 @@ class Lab:
 
     def up(self, hosts: list[str], engines: set[str], converged: bool = False) -> None:
         """Brings vendor and hosts up."""
+        self.prepare(engines)
         vendor = self.vendor()
-        self.host_image()
         self.publish(vendor, engines)
         ports = {}
         for name in hosts:

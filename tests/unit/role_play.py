@@ -40,6 +40,9 @@ def surroundings(folder: pathlib.Path, programs: pathlib.Path | None = None) -> 
         # Ansible runs in no other.
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_NOCOLOR": "1",
+        # As the lab does it.
+        "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests/lab/callback"),
+        "ANSIBLE_CALLBACKS_ENABLED": "kept_payloads",
         # A socket for each connection would have a path longer than a socket's may be.
         "ANSIBLE_SSH_ARGS": "-o ControlMaster=no -o ControlPath=none",
         "ANSIBLE_LOCAL_TEMP": str(folder / "ansible"),
@@ -81,7 +84,9 @@ def play_role(
     # Plays beside each other on this machine are no two runs on one host.
     leases = {"baremetal.nim.nim_lock": {"path": str(folder / "lock.d")}}
     play["module_defaults"] = {**leases, **play.get("module_defaults", {})}
-    book = [{"hosts": "all", "gather_facts": False, **play, "tasks": [{"ansible.builtin.include_role": task}]}]
+    # As in our playbooks: the filter loads all of ours here, and not in each process that Ansible forks for a task.
+    hosts = "{{ 'all' | baremetal.nim.host_pattern }}"
+    book = [{"hosts": hosts, "gather_facts": False, **play, "tasks": [{"ansible.builtin.include_role": task}]}]
     (folder / "play.yml").write_text(json.dumps(book))
     (folder / "vars.json").write_text(json.dumps(dict(variables)))
     collections = next(
