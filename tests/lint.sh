@@ -45,6 +45,7 @@ check 'mypy nim-settle' mypy roles/nim_service/files/nim-settle
 check yamllint yamllint --strict .
 check shellcheck shellcheck --external-sources --severity=warning "${scripts[@]}"
 check 'no exceptions' no_exceptions
+check syntax ansible-playbook --syntax-check -i inventories/lab playbooks/*.yml
 check ansible-lint ansible-lint --offline --nocolor -q
 check 'generated docs' python tests/generate_docs.py --check
 check 'plugin docs' antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 #: It runs most playbooks, on bare hosts and on converged ones.
 SCENARIO = "default"
 #: Of lint, what asks ansible-core.
-LINT = ("mypy", "ansible-lint", "plugin docs")
+LINT = ("mypy", "syntax", "plugin docs")
 #: Of the unit tests, what runs in ansible-core or calls it, without the longest; modules run in the hosts' part.
 UNIT = (
     "tests/unit/plugins/action",
