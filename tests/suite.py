@@ -165,7 +165,9 @@ def plan(names: list[str]) -> list[Job]:
     if "versions" in names:
         command = ["make", "--no-print-directory", "matrix", "QUICK=1", "CORE="]
         shown = r"^(SKIPPED|matrix:|\d+ passed)"
-        jobs.append(Job("versions", command, 5000, {"TEST_JOBS": "1"}, tests=True, shown=shown))
+        # Words of the make that called this are not for the one that is called.
+        env = {"TEST_JOBS": "1", "MAKEFLAGS": ""}
+        jobs.append(Job("versions", command, 5000, env, tests=True, shown=shown))
     jobs += [scenario_job(name, item) for name, item in scenarios.items()]
     return sorted(jobs, key=lambda job: -job.seconds)
 
@@ -261,7 +263,12 @@ class Suite:
     def wait_for(self, job: Job, process: subprocess.Popen[bytes]) -> None:
         """Waits for the end of one job and tells it."""
         late = threading.Event()
-        timer = threading.Timer(LIMIT, lambda: (late.set(), stop(process)))
+
+        def end() -> None:
+            late.set()
+            stop(process)
+
+        timer = threading.Timer(LIMIT, end)
         timer.daemon = True
         timer.start()
         # Unlike Popen.wait, this tells what the process and its children cost.

@@ -550,10 +550,10 @@ class Lab:
             (flavour, engine) for _repository, _tag, flavour, engine in IMAGES if engine in engines
         )
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            work = [pool.submit(self.host_image), pool.submit(self.vendor_image)]
-            work.append(pool.submit(lambda: [self.stand_in(*each) for each in flavours]))
-            for each in work:
+            engines_images = pool.submit(lambda: [self.stand_in(*each) for each in flavours])
+            for each in [pool.submit(self.host_image), pool.submit(self.vendor_image)]:
                 each.result()
+            engines_images.result()
 
     def images(self, engines: set[str]) -> None:
         """Builds what labs are made from: the bare host, the stocked vendor, and the stand-in with further engines."""

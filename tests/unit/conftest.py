@@ -32,7 +32,8 @@ for name in list(os.environ):
         del os.environ[name]
 OURS = dict(os.environ)
 # The same cases in every run, however slow the machine.
-settings.register_profile("unit", database=None, deadline=None, derandomize=True)
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES") or settings().max_examples)
+settings.register_profile("unit", database=None, deadline=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("unit")
 
 

@@ -55,6 +55,7 @@ def test_a_quick_run_starts_no_lab(matrix):
     assert list(jobs) == ["2.21-toolbox", "2.21-lint", "2.21-unit", "hosts-toolbox", "hosts-unit"]
     paths = [word for word in jobs["2.21-unit"].command if word.startswith("tests/")]
     assert paths and all((ROOT / path).exists() for path in [*paths, *matrix.PLAYS])
+    assert jobs["hosts-unit"].command == ["tests/hosts.sh", ".venv-2.21", "-m", "not exhaustive"]
 
 
 def test_the_hosts_part_alone_gets_what_the_usual_toolbox_sends(matrix):
@@ -64,8 +65,8 @@ def test_the_hosts_part_alone_gets_what_the_usual_toolbox_sends(matrix):
 def test_each_version_has_its_turn_and_the_usual_one_has_none(matrix):
     known = matrix.versions.versions()
     first = [matrix.turns(known, f"{number:08x}{'f' * 32}")[0].name for number in range(4)]
-    assert first == ["2.20", "2.21", "2.20", "2.21"]
-    assert [item.name for item in matrix.turns(known, "")] == ["2.20", "2.21"]
+    assert first == ["2.20", "2.21", "hosts", "2.20"]
+    assert [item.name for item in matrix.turns(known, "")] == ["2.20", "2.21", "hosts"]
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 1), (["--quick"], 0), (["2.21"], 1), (["2.20"], 0)])
@@ -78,13 +79,14 @@ def test_a_version_without_its_python_is_told_and_fails_a_whole_run(matrix, monk
     monkeypatch.setattr(matrix.suite.Suite, "run", lambda self: ran.extend(job.name for job in self.jobs) or True)
     monkeypatch.setattr(sys, "argv", ["matrix.py", *arguments])
     monkeypatch.setattr(matrix.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(matrix, "head", lambda: "")
     assert matrix.main() == code
     assert not [name for name in ran if name.startswith("2.21")]
     told = capsys.readouterr().out
     assert ("SKIPPED [1] ansible-core 2.21 wants Python 3.12\n" in told) == (arguments != ["2.20"])
     if arguments == ["--quick"]:
-        assert "it is the turn of ansible-core 2.20 and the hosts' part" in told
-        assert {name.partition("-")[0] for name in ran} == {"2.20", "hosts"}
+        assert "it is the turn of ansible-core 2.20;" in told
+        assert {name.partition("-")[0] for name in ran} == {"2.20"}
 
 
 def test_the_last_python_that_a_version_ran_on_is_compared_with_the_record(matrix, monkeypatch):

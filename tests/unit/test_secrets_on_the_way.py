@@ -10,6 +10,7 @@ when the run is killed. A file that the controller writes there first (copy, tem
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -107,17 +108,23 @@ def test_a_secret_goes_through_a_pipe(task, around, module):
 
 
 def test_they_are_found():
-    found = {case.id for case in carriers()}
+    found = ids_of_carriers()
     assert len(found) >= 9, found
     for words in ("stage.yml: stage | Stage image", "login_docker | Log in", "login_podman | Log in", "round | Serve",
                   "service | Write the files", "learn | Ask the registry", "probe | Wait", "as a client does", "Measure each"):  # fmt: skip
         assert any(words in case for case in found), (words, found)
 
 
+@functools.cache
+def ids_of_carriers():
+    """Where those tasks stand."""
+    return frozenset(case.id for case in carriers())
+
+
 @pytest.mark.parametrize("path", PLAYS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pipelining_is_forced_for_secrets_only(path):
     """A host may be one on which it does not work (requiretty); it is not asked for where it is not needed."""
-    needed = {case.id for case in carriers()}
+    needed = ids_of_carriers()
     for task, around in tasks(yaml.safe_load(path.read_text())):
         if "ansible_pipelining" in around:
             assert f"{path.relative_to(ROOT)}: {task['name']}" in needed

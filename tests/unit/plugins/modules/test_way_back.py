@@ -377,6 +377,7 @@ def cuts(fresh, case, **refusal):
 FOLLOWING = ["again", "boot", "upgrade", "rollback", "removal"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 def test_cut_before_every_step(fresh, name):
     case = CASES[name]
@@ -455,6 +456,7 @@ def test_a_cut_leaves_what_a_killed_process_leaves(fresh):
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_refused(fresh, name):
     """The service was not stopped, or it was started again; what lies there is whole, the message tells what was refused."""
