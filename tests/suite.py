@@ -66,7 +66,7 @@ SCENARIOS = {
     "faults": Scenario("faults", 360, start="converged"),
     "interrupted": Scenario("interrupted", 230),
     "vllm": Scenario("vllm", 320, nim="vllm"),
-    "chaos": Scenario("chaos", 700, start="converged"),
+    "chaos": Scenario("chaos", 220, start="converged"),
     # With kernels of their own, and minutes of emulation: by their names only.
     "reboot": Scenario("reboot", 430, hosts="vm01"),
     "dkms": Scenario("dkms", 600),

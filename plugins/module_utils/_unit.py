@@ -263,6 +263,11 @@ class UnitWatch:
         self._startup: Startup | None = None
         self._misses = 0
 
+    @property
+    def starts(self) -> bool:
+        """Whether what the unit runs has yet to start. What answers meanwhile is left over from a life before."""
+        return self.state.active_state == "activating"
+
     def check(self, force: bool = False) -> None:
         """Raise a Fault when the unit is lost. Asks systemd at most once a second, unless forced."""
         if not force and self._checked is not None and self._now() - self._checked < _CHECK_EVERY:

@@ -128,7 +128,11 @@ class Verification:
             left if max_wait is None else min(left, max_wait), options["poll_interval"], self._now, self._sleep
         ):
             if self._watch:
-                self._watch.check()
+                self._watch.check(force=self._watch.starts)
+                if self._watch.starts:
+                    state = self._watch.state
+                    self._note("starting", f"unit {state.name} is {state.active_state} ({state.sub_state})")
+                    continue
             if self._elapsed() < self._refused.get("again_at", 0.0):
                 self._note("ready", self._refused["words"])
                 continue

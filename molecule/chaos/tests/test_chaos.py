@@ -64,7 +64,8 @@ def power_cut(host, _run):
 HARM = [
     kill_controller,
     kill_controller,
-    shell("pkill -9 -f AnsiballZ; pkill -9 -f ansible_module"),
+    # Modules come through a pipe: that is all of their command line.
+    shell("pkill -9 -f '^/usr/bin/python3[.0-9]*$'"),
     shell("pkill -9 -f sshd-session; pkill -9 -f 'sshd: .*@'"),
     shell("systemctl kill --signal=KILL docker.service"),
     shell("systemctl stop docker.service docker.socket; systemctl start docker.service"),

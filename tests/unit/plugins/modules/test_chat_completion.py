@@ -160,6 +160,26 @@ def test_ready_endpoint(call):
     }
 
 
+def test_what_answers_before_the_unit_has_started_is_left_over(call, host):
+    """A supervisor that was killed leaves its container behind, which answers until the next start replaces it."""
+    waits = unit(ActiveState="activating", SubState="start-pre")
+    host(waits, waits, RUNNING)
+    with NimServer() as nim:
+        result = call(nim.url, unit=UNIT)
+        asked = nim.asked("/v1/chat/completions")
+    assert "failed" not in result and phases(result) == ["starting", "ready", "verified"]
+    assert result["history"][0]["detail"] == f"unit {UNIT} is activating (start-pre)"
+    assert len(asked) == 2
+
+
+def test_a_unit_that_never_starts_is_told(call, host):
+    host(unit(ActiveState="activating", SubState="start-pre"))
+    with NimServer() as nim:
+        result = call(nim.url, unit=UNIT, timeout=1)
+    assert result["failed"] and result["failure_class"] == "starting"
+    assert "is activating (start-pre)" in result["msg"]
+
+
 def test_result_is_what_the_documentation_says(call):
     documented = yaml.safe_load(chat_completion.RETURN)
     always = {key for key, value in documented.items() if value["returned"] == "always"}
