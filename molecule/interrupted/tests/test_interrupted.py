@@ -58,26 +58,29 @@ def test_killed_while_the_host_is_prepared(at, delay):
     site_and_kill(at, delay)
 
 
-def test_killed_while_weights_download_the_next_run_attaches(host):
-    # Slow enough that the kill meets a download under way.
-    slow = "sed -i 's/--port 80$/--port 80 --rate 200000/' /etc/systemd/system/lab-ngc.service"
-    fast = "sed -i 's/ --rate 200000//' /etc/systemd/system/lab-ngc.service"
+@pytest.fixture
+def slow():
+    """Weights come so slowly that a kill meets a download under way."""
+    slower = "sed -i 's/--port 80$/--port 80 --rate 200000/' /etc/systemd/system/lab-ngc.service"
+    faster = "sed -i 's/ --rate 200000//' /etc/systemd/system/lab-ngc.service"
     reload = "systemctl daemon-reload && systemctl restart lab-ngc"
-    assert vendor().exec_run(["sh", "-c", f"{slow} && {reload}"]).exit_code == 0
-    try:
-        eventually(lambda: vendor_call("GET"))
-        seen = site_and_kill("staging llama weights", 1)
-        assert "Stage image and weights" in seen
-        assert host.service("nim-stage-llama").is_running, "the download outlives the play"
-        started = host.check_output("systemctl show -p InvocationID --value nim-stage-llama")
-        run = play("site", limit=HOST, extra={"nim_services": [service(HOST)]})
-        assert run.returncode == 0, run.stdout
-        assert started in host.check_output("journalctl -u nim-stage-llama -o json --no-pager | tail -n 3"), (
-            "it was one download"
-        )
-        assert ask(HOST)
-    finally:
-        vendor().exec_run(["sh", "-c", f"{fast}; {reload}"])
+    assert vendor().exec_run(["sh", "-c", f"{slower} && {reload}"]).exit_code == 0
+    eventually(lambda: vendor_call("GET"))
+    yield
+    vendor().exec_run(["sh", "-c", f"{faster}; {reload}"])
+
+
+def test_killed_while_weights_download_the_next_run_attaches(host, slow):
+    seen = site_and_kill("staging llama weights", 1)
+    assert "Stage image and weights" in seen
+    assert host.service("nim-stage-llama").is_running, "the download outlives the play"
+    started = host.check_output("systemctl show -p InvocationID --value nim-stage-llama")
+    run = play("site", limit=HOST, extra={"nim_services": [service(HOST)]})
+    assert run.returncode == 0, run.stdout
+    assert started in host.check_output("journalctl -u nim-stage-llama -o json --no-pager | tail -n 3"), (
+        "it was one download"
+    )
+    assert ask(HOST)
 
 
 def test_converged_after_all_that():
@@ -112,3 +115,20 @@ def test_host_that_reboots_during_a_play(host):
     eventually(lambda: host.run("true").rc == 0)
     converges(**changes)
     assert lab.LAB_KEY not in host.check_output("ls -la /run/nim 2>/dev/null; cat /run/nim/* 2>/dev/null; true")
+
+
+def test_an_ended_download_proves_nothing_once_its_cache_is_gone(host, slow):
+    """Nobody was there when it ended, and an operator has removed what it brought."""
+
+    def remove():
+        run = play("remove", limit=HOST, extra={"nim_services": [service(HOST)], "nim_remove_cache": True})
+        assert run.returncode == 0, run.stdout
+        assert not host.file("/var/lib/nim/cache/llama").exists, run.stdout
+
+    remove()
+    site_and_kill("staging llama weights", 1)
+    eventually(lambda: host.check_output("systemctl show -p SubState --value nim-stage-llama") != "running")
+    remove()
+    vendor_call("DELETE")
+    converges()
+    assert weight_requests() > 0, "what is gone was staged again"
