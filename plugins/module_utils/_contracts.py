@@ -94,6 +94,19 @@ _VARIABLES = (
     "NIM_TELEMETRY_MODE",
     "NIM_TENSOR_PARALLEL_SIZE",
 )
+#: Variables that name a file or directory which no image brings: an adapter, a model, a certificate. NVIDIA's guides mount each of them
+#: (LoRA, fine-tuned and model-free deployments, SSL). Where the value is a path, it has to lie in what the container gets from the host.
+BROUGHT_PATHS = (
+    "NIM_DRAFT_MODEL_PATH",
+    "NIM_FT_MODEL",
+    "NIM_MODEL_NAME",
+    "NIM_MODEL_PATH",
+    "NIM_PEFT_SOURCE",
+    "NIM_SSL_CA_CERTS_PATH",
+    "NIM_SSL_CERTS_PATH",
+    "NIM_SSL_CERT_PATH",
+    "NIM_SSL_KEY_PATH",
+)
 #: Variables that an option of the service sets, which a second setting would contradict.
 RESERVED_VARIABLES = {
     "NIM_CACHE_PATH": "the role mounts the cache where the image looks for it",

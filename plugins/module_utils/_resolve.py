@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import ipaddress
 import json
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,6 +31,7 @@ from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     NATIVE_PROTOCOL,
     PROOFS_WITHOUT_CHAT,
     PROTOCOL_LABEL,
+    BROUGHT_PATHS,
     RESERVED_VARIABLES,
     WEIGHT_VARIABLES,
     WITHOUT_CHAT,
@@ -377,9 +379,33 @@ class Service(Entry):
                     f"env has {key}, which images of this generation do not read; wanted {contract['renamed'][key]}."
                 )
             else:
+                self.reaches(key, text, contract["mounts"])
                 env[str(key)] = text
                 self.spelling(str(key), contract["variables"])
         return env
+
+    def reaches(self, key: str, text: str, mounts: Mapping[str, str]) -> None:
+        """Refuses a variable with which a server cannot start, or starts as one that nothing here can ask.
+
+        MOUNTS: directory below the cache to the place where the container has it.
+        """
+        if key == "NIM_SSL_MODE" and text.strip().upper() not in ("", "DISABLED"):
+            self.problem(
+                f"env has NIM_SSL_MODE {text!r}, so the image would speak https, which neither its health check nor verification and"
+                " watchdog do; wanted DISABLED. Put a proxy that speaks https before the service."
+            )
+        place = posixpath.normpath(text)
+        if key not in BROUGHT_PATHS or not place.startswith("/"):
+            return
+        if any(place == target or place.startswith(f"{target}/") for target in mounts.values()):
+            return
+        directory, target = next(iter(mounts.items()))
+        cache = self.text("cache_path") or f"{self.defaults['cache_root']}/{self.name}"
+        own = f"{cache}/{directory}" if directory else cache
+        self.problem(
+            f"env has {key} {text!r}, which is in no directory that the container gets from the host; wanted a place below {target},"
+            f" which is {own} on the host. Put the files there, readable by the user of the image, and write {target}/NAME."
+        )
 
     def in_clear(self) -> list[str]:
         """Variables that the operator lets everybody see who may use the container engine."""

@@ -297,6 +297,25 @@ def test_good_service(changes, expected):
 
 
 @pytest.mark.parametrize(
+    "env",
+    [
+        {"NIM_PEFT_SOURCE": "/opt/nim/.cache/loras", "NIM_PEFT_REFRESH_INTERVAL": "10"},
+        {"NIM_PEFT_SOURCE": "/opt/nim/.cache"},
+        {"NIM_MODEL_NAME": "meta/llama-3.1-8b-instruct"},
+        {"NIM_MODEL_PATH": "hf://jinaai/jina-embeddings-v3"},
+        {"NIM_SSL_MODE": "disabled"},
+        {"NIM_SSL_MODE": ""},
+        # The image brings it.
+        {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"},
+    ],
+    ids=lambda env: "-".join(f"{key}={value}" for key, value in env.items()),
+)
+def test_what_the_image_or_the_cache_has_is_taken(env):
+    (service,) = resolve(spec(tag="2.0.5", env=env))
+    assert {key: service["env"][key] for key in env} == env
+
+
+@pytest.mark.parametrize(
     ("env", "notes"),
     [
         ({"NIM_MAX_MODEL_LENGTH": 8192}, ["NIM_MAX_MODEL_LENGTH, which NIM is not known to read. Did you mean NIM_MAX_MODEL_LEN?"]),
@@ -786,6 +805,39 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
             {"tag": "2.0.5", "env": {"NIM_SSL_CERT_PATH": "/x"}},
             ["env has NIM_SSL_CERT_PATH", "do not read; wanted NIM_SSL_CERTS_PATH"],
             id="env-renamed",
+        ),
+        *(
+            pytest.param(
+                {"tag": "2.0.5", "env": {key: place}},
+                [
+                    f"env has {key} {place!r}",
+                    "in no directory that the container gets",
+                    f"wanted a place below {below}",
+                    cure,
+                ],
+                id=f"env-{key}-{place}",
+            )
+            for key, place, below, cure in (
+                ("NIM_PEFT_SOURCE", "/opt/nim/loras", "/opt/nim/.cache", "is /var/lib/nim/cache/llama on the host"),
+                ("NIM_PEFT_SOURCE", "/opt/nim/.cache/../loras", "/opt/nim/.cache", "write /opt/nim/.cache/NAME"),
+                ("NIM_PEFT_SOURCE", "/opt/nim/.cachet", "/opt/nim/.cache", "write /opt/nim/.cache/NAME"),
+                ("NIM_MODEL_PATH", "/models/merged", "/opt/nim/.cache", "readable by the user of the image"),
+                ("NIM_MODEL_NAME", "/models/merged", "/opt/nim/.cache", "readable by the user of the image"),
+                ("NIM_SSL_KEY_PATH", "/certs/server.key", "/opt/nim/.cache", "readable by the user of the image"),
+            )
+        ),
+        pytest.param(
+            {"cache_path": "/srv/nim/lora", "env": {"NIM_PEFT_SOURCE": "/loras"}},
+            ["which is /srv/nim/lora on the host"],
+            id="env-brought-elsewhere",
+        ),
+        *(
+            pytest.param(
+                {"env": {"NIM_SSL_MODE": mode}},
+                [f"env has NIM_SSL_MODE {mode!r}", "wanted DISABLED"],
+                id=f"env-ssl-{mode}",
+            )
+            for mode in ("TLS", "MTLS", "tls")
         ),
         pytest.param({"env": {"MY-VAR": 1}}, ["env has 'MY-VAR'", "no name of a variable"], id="env-hyphen"),
         pytest.param({"env": {"A=B": 1}}, ["env has 'A=B'", "no name of a variable"], id="env-equals-sign"),
