@@ -27,11 +27,11 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
     _unlisted,
 )
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
+    BROUGHT_PATHS,
     CONTRACTS,
     NATIVE_PROTOCOL,
     PROOFS_WITHOUT_CHAT,
     PROTOCOL_LABEL,
-    BROUGHT_PATHS,
     RESERVED_VARIABLES,
     WEIGHT_VARIABLES,
     WITHOUT_CHAT,
