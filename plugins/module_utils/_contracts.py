@@ -58,11 +58,21 @@ _COMMON: dict[str, Any] = {
 }
 
 #: Names of images of NeMo Retriever, and of BioNeMo and others that have no chat either, as patterns.
-_RETRIEVER = r"embed|rerank|ocr|object-detection|page-elements|table-structure|graphic-elements"
+_RETRIEVER = (
+    r"embed|(^|-)(bge|e5|gte)-|rerank|ocr|-parse|object-detection|page-elements|table-structure|graphic-elements"
+)
 WITHOUT_CHAT = (
     _RETRIEVER
-    + r"|boltz|openfold|alphafold|diffdock|genmol|molmim|proteinmpnn|rfdiffusion|rfd\d|evo2|esm|msa-search|flux|stable-diffusion|trellis"
-    r"|corrdiff|fourcastnet|harmonizer|audio2face|maxine|domino|jailbreak-detect"
+    # Proteins, molecules, cells and genes.
+    + r"|boltz|openfold|alphafold|diffdock|genmol|molmim|proteinmpnn|proteina|rfdiffusion|rfd\d|evo2|esm|msa-search|maisi|vista3d"
+    # Pictures, videos and shapes that are made or changed; cosmos3 is one of them where its name does not say reasoner.
+    r"|flux|stable-diffusion|sdxl|stable-video|trellis|qwen-image|sana|(^|-)wan\d|cosmos-(transfer|predict)|cosmos\d?-diffusion|cosmos3$"
+    # Pictures and videos that are looked at in a form of their own.
+    r"|nvclip|dinov2|changenet|deepfake|synthetic-video|active-speaker"
+    # Voices and faces.
+    r"|harmonizer|audio2face|audio2emotion|maxine|studio-voice|noise-removal|lipsync|eye-?contact|relighting"
+    # Weather, physics, routes, and a classifier that has its own question.
+    r"|corrdiff|fourcastnet|stormcast|cbottle|domino|cuopt|jailbreak-detect"
 )
 
 #: What proves images that have no chat, by patterns of their names; the others are asked for their health. Recognition of speech is
@@ -71,7 +81,7 @@ PROOFS_WITHOUT_CHAT = (
     # Videos, in a form of its own.
     (r"cosmos-embed", ("health",)),
     (r"rerank", ("ranking",)),
-    (r"embed", ("embedding",)),
+    (r"embed|(^|-)(bge|e5|gte)-", ("embedding",)),
     (r"magpie-tts|fastpitch|(^|[-/])tts([-/]|$)", ("speech",)),
 )
 

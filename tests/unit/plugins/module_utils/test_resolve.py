@@ -344,6 +344,8 @@ def test_variable_that_is_nearly_a_known_one_is_told(env, notes):
         ("nvidia/nemotron-3-embed-1b", "2.2.2", "native"),
         ("nvidia/llama-nemotron-rerank-vl-1b-v2", "2.3.0", "native"),
         ("nvidia/nemotron-ocr-v2", "2.0.1", "native"),
+        ("nvidia/nemotron-parse", "2.4.0", "native"),
+        ("nvidia/nemotron-parse-v1.2", "1.7.0-variant", "classic"),
         ("nvidia/nemotron-object-detection", "2.0.1", "native"),
         ("nvidia/parakeet-1-1b-ctc-en-us", "1.5.0", "speech"),
         ("nvidia/riva-translate-1.6b", "1.3.2", "speech"),
@@ -542,6 +544,38 @@ def test_speech_service():
 )  # fmt: skip
 def test_images_without_chat_are_asked_for_what_they_do(entry, verify):
     assert resolve(entry)[0]["verify"] == verify
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["active-speaker-detection", "cosmos-predict1-7b-text2world", "cosmos-transfer2.5-2b", "cosmos3", "cuopt", "deepfake-image-detection",
+     "lipsync", "maisi", "maxine-eye-contact", "nemoretriever-parse", "nemotron-parse-v1.2", "nvclip", "qwen-image-edit", "sana-sprint",
+     "sdxl-turbo", "stable-video-diffusion", "stormcast", "studio-voice", "synthetic-video-detector", "vista3d", "wan2.2",
+     "wan2.2-animate-2-14b"],
+)  # fmt: skip
+def test_what_cannot_chat_is_asked_for_its_health(image):
+    """A healthy service would be rolled back for a question that its image does not know."""
+    (service,) = resolve(family(image, "1.1.0"))
+    assert (service["verify"], service["watchdog"]["probe"]) == ({"probes": ["health"]}, "health")
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["cosmos-reason1-7b", "cosmos3-reasoner", "deepseek-r1", "llama-3.1-nemoguard-8b-content-safety", "llama-3.1-swallow-8b-instruct-v0.1",
+     "model-free-nim", "nemotron-3-nano", "nemotron-nano-12b-v2-vl", "phi-3-mini-4k-instruct", "qwen3-next-80b-a3b", "taiwan-llama",
+     "usdcode"],
+)  # fmt: skip
+def test_what_can_chat_is_asked_to(image):
+    (service,) = resolve(family(image, "1.1.0"))
+    assert (service["verify"], service["watchdog"]["probe"]) == ({}, "chat")
+
+
+@pytest.mark.parametrize(
+    "image", ["bge-m3", "bge-large-en-v1.5", "e5-mistral-7b", "multilingual-e5-large", "arctic-embed-l"]
+)
+def test_embeddings_by_another_name(image):
+    (service,) = resolve(family(image, "1.0.0"))
+    assert service["verify"] == {"probes": ["embedding"]}
 
 
 @pytest.mark.parametrize(
