@@ -61,18 +61,22 @@ _COMMON: dict[str, Any] = {
 _RETRIEVER = (
     r"embed|(^|-)(bge|e5|gte)-|rerank|ocr|-parse|object-detection|page-elements|table-structure|graphic-elements"
 )
+#: Images whose versions are counted on their own, so that 2.x is no other generation: of proteins, molecules, cells and genes, of weather
+#: and physics, of videos and voices. They take what the first generation of NIM takes (their documentation, by image).
+OWN_COUNT = (
+    r"boltz|openfold|alphafold|diffdock|genmol|molmim|proteinmpnn|proteina|rfdiffusion|rfd\d|evo2|esm|msa-search|maisi|vista3d"
+    r"|corrdiff|fourcastnet|stormcast|cbottle|domino|cosmos3$|audio2face|maxine"
+)
 WITHOUT_CHAT = (
-    _RETRIEVER
-    # Proteins, molecules, cells and genes.
-    + r"|boltz|openfold|alphafold|diffdock|genmol|molmim|proteinmpnn|proteina|rfdiffusion|rfd\d|evo2|esm|msa-search|maisi|vista3d"
-    # Pictures, videos and shapes that are made or changed; cosmos3 is one of them where its name does not say reasoner.
-    r"|flux|stable-diffusion|sdxl|stable-video|trellis|qwen-image|sana|(^|-)wan\d|cosmos-(transfer|predict)|cosmos\d?-diffusion|cosmos3$"
+    _RETRIEVER + rf"|{OWN_COUNT}"
+    # Pictures, videos and shapes that are made or changed.
+    r"|flux|stable-diffusion|sdxl|stable-video|trellis|qwen-image|sana|(^|-)wan\d|cosmos-(transfer|predict)|cosmos\d?-diffusion"
     # Pictures and videos that are looked at in a form of their own.
     r"|nvclip|dinov2|changenet|deepfake|synthetic-video|active-speaker"
     # Voices and faces.
-    r"|harmonizer|audio2face|audio2emotion|maxine|studio-voice|noise-removal|lipsync|eye-?contact|relighting"
-    # Weather, physics, routes, and a classifier that has its own question.
-    r"|corrdiff|fourcastnet|stormcast|cbottle|domino|cuopt|jailbreak-detect"
+    r"|harmonizer|audio2emotion|studio-voice|noise-removal|lipsync|eye-?contact|relighting"
+    # Routes, and a classifier that has its own question.
+    r"|cuopt|jailbreak-detect"
 )
 
 #: What proves images that have no chat, by patterns of their names; the others are asked for their health. Recognition of speech is
@@ -117,6 +121,9 @@ BROUGHT_PATHS = (
     "NIM_SSL_CERT_PATH",
     "NIM_SSL_KEY_PATH",
 )
+#: Variables that say where in the container gRPC is served, and where HTTP is.
+GRPC_VARIABLES = ("NIM_GRPC_API_PORT", "NIM_SERVER_GRPC_BIND_ADDR")
+PORT_VARIABLES = ("NIM_HEALTH_PORT", "NIM_HTTP_API_PORT", "NIM_SERVER_PORT", "VLLM_PORT")
 #: Variables that an option of the service sets, which a second setting would contradict.
 RESERVED_VARIABLES = {
     "NIM_CACHE_PATH": "the role mounts the cache where the image looks for it",

@@ -29,7 +29,10 @@ from ansible_collections.baremetal.nim.plugins.module_utils import (
 from ansible_collections.baremetal.nim.plugins.module_utils._contracts import (
     BROUGHT_PATHS,
     CONTRACTS,
+    GRPC_VARIABLES,
     NATIVE_PROTOCOL,
+    OWN_COUNT,
+    PORT_VARIABLES,
     PROOFS_WITHOUT_CHAT,
     PROTOCOL_LABEL,
     RESERVED_VARIABLES,
@@ -167,6 +170,8 @@ def contract_of(image: str, tag: str) -> str:
     name = image.rpartition("/")[2]
     match = re.match(r"v?([0-9]{1,9})(?:\.|$)", tag)
     major = int(match.group(1)) if match else None
+    if major is not None and re.search(OWN_COUNT, name):
+        return "classic"
     # A name tells more than a number, which every family counts on its own.
     for known, facts in sorted(CONTRACTS.items(), key=lambda item: not item[1]["names"]):
         named = bool(facts["names"]) and bool(re.search(facts["names"], name))
@@ -372,7 +377,14 @@ class Service(Entry):
             text = self.word(f"env has {key}", value, ("env", key), f'{key}: "{{}}"')
             if text is None:
                 continue
-            if key in RESERVED_VARIABLES:
+            if key in GRPC_VARIABLES and contract["container_grpc_port"] is None:
+                self.problem(
+                    f"env has {key}, but of images of this generation only the port of HTTP is published; leave it out."
+                )
+            elif key in PORT_VARIABLES and text == str(contract["container_port"]):
+                # So it is anyway.
+                continue
+            elif key in RESERVED_VARIABLES:
                 self.problem(f"env has {key}; {RESERVED_VARIABLES[key]} instead.")
             elif key in contract["renamed"]:
                 self.problem(

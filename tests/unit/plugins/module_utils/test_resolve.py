@@ -315,6 +315,11 @@ def test_what_the_image_or_the_cache_has_is_taken(env):
     assert {key: service["env"][key] for key in env} == env
 
 
+def test_the_port_that_the_container_has_anyway_is_taken_and_not_handed_on():
+    (service,) = resolve(spec(env={"NIM_HTTP_API_PORT": 8000, "A": "b"}))
+    assert "NIM_HTTP_API_PORT" not in service["env"] and service["env"]["A"] == "b"
+
+
 @pytest.mark.parametrize(
     ("env", "notes"),
     [
@@ -352,6 +357,14 @@ def test_variable_that_is_nearly_a_known_one_is_told(env, notes):
         ("nvidia/magpie-tts-multilingual", "1.6.0", "speech"),
         ("nvidia/nemotron-asr-streaming", "26.10", "speech"),
         ("mit/boltz2", "1.8.0", "classic"),
+        ("arc/evo2-40b", "2.1.0", "classic"),
+        ("mit/diffdock", "2.3.0", "classic"),
+        ("openfold/openfold2", "2.6.0", "classic"),
+        ("nvidia/fourcastnet", "2.0.0", "classic"),
+        ("nvidia/audio2face-3d", "2.0", "classic"),
+        ("nvidia/cosmos3", "2.1.0", "classic"),
+        ("nvidia/cosmos3-reasoner", "2.0.1", "llm"),
+        ("mit/diffdock", "latest", ""),
         ("nvidia/nemotron-3-embed-1b", "latest-rc", ""),
         ("meta/llama", "25.04", ""),
         ("meta/llama", "", ""),
@@ -722,7 +735,11 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
         pytest.param(
             {"contract": "speech", "grpc_port": 8000}, ["port and grpc_port are both 8000"], id="grpc-port-of-its-own"
         ),
-        pytest.param({"env": {"NIM_GRPC_API_PORT": 1}}, ["NIM_GRPC_API_PORT", "option grpc_port"], id="env-grpc-port"),
+        pytest.param(
+            {"contract": "speech", "env": {"NIM_GRPC_API_PORT": 1}},
+            ["NIM_GRPC_API_PORT", "option grpc_port"],
+            id="env-grpc-port",
+        ),
         pytest.param({"prefetch": "all"}, ["prefetch is str", "list of words"], id="prefetch-of-a-string"),
         pytest.param({"cache_seed": "seed.tar"}, ["cache_seed is 'seed.tar'", "absolute path"], id="seed-relative"),
         pytest.param({"log_format": "jsonl"}, ["log_format is 'jsonl'", "json, text"], id="log-format"),
@@ -833,6 +850,14 @@ def test_gpus_of_a_host_whose_driver_does_not_answer_yet(gpus, devices):
         ),
         pytest.param(
             {"env": {"NIM_SERVER_PORT": 80}}, ["env has NIM_SERVER_PORT", "option port instead"], id="env-port"
+        ),
+        *(
+            pytest.param(
+                {"env": {key: value}},
+                [f"env has {key}, but of images of this generation only the port of HTTP"],
+                id=f"env-{key}",
+            )
+            for key, value in (("NIM_GRPC_API_PORT", "8001"), ("NIM_SERVER_GRPC_BIND_ADDR", "0.0.0.0:8001"))
         ),
         pytest.param({"env": {"NIM_CACHE_PATH": "/x"}}, ["env has NIM_CACHE_PATH", "mounts the cache"], id="env-cache"),
         pytest.param(
