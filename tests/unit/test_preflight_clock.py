@@ -55,9 +55,10 @@ def refused(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("zone", ["XST-8", "XST+5XDT,M3.2.0,M11.1.0", "XST-5:45", changing_now()])
+# The last one is another zone each minute: made when the test runs, not when its name is.
+@pytest.mark.parametrize("zone", ["XST-8", "XST+5XDT,M3.2.0,M11.1.0", "XST-5:45", "changing now"])
 def test_zone_of_the_controller_is_of_no_matter(refused, zone):
-    assert refused(zone=zone)[0] == []
+    assert refused(zone=changing_now() if zone == "changing now" else zone)[0] == []
 
 
 @pytest.mark.parametrize("arguments", [(), ("--check",)])
