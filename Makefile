@@ -8,7 +8,7 @@ PYTHON ?=
 export CORE ?=
 ENGINE ?= reference
 # reboot and dkms, which want kernels of their own, run by their names.
-SCENARIO ?= default driver faults lifecycle lifecycle-podman interrupted vllm
+SCENARIO ?= default driver faults strangers lifecycle lifecycle-podman interrupted vllm
 # Checks that `make test` runs beside the scenarios.
 CHECKS ?= lint build unit versions
 V := .venv$(addprefix -,$(CORE))/bin
@@ -38,7 +38,7 @@ lint: venv ## Style, types, documentation
 unit: venv tools ## Pure functions, and modules against real local servers [WORLD="fresh-boot shanghai+bare"|today|all] [TIMES=20] [K=name] [SEED=7]
 	$(V)/python tests/worlds.py $(if $(TIMES),--times=$(TIMES)) $(if $(SEED),--seed=$(SEED)) $(if $(K),-k "$(K)") $(WORLD)
 
-molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver faults lifecycle lifecycle-podman interrupted vllm reboot dkms"]
+molecule: venv docker $(if $(filter reboot,$(SCENARIO)),machine) ## Whole runs on systemd hosts [SCENARIO="default driver faults strangers lifecycle lifecycle-podman interrupted vllm reboot dkms"]
 	$(V)/python tests/suite.py $(SCENARIO)
 
 matrix: ## Lint, unit tests, build and a scenario with each ansible-core, and the hosts' part on their oldest Python [CORE=2.20] [SCENARIO=faults] [QUICK=1]

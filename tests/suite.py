@@ -64,6 +64,7 @@ SCENARIOS = {
     # The same tests with the other engine, which nothing else installs.
     "lifecycle-podman": Scenario("lifecycle", 440, engine="podman"),
     "faults": Scenario("faults", 360, start="converged"),
+    "strangers": Scenario("strangers", 340, start="converged"),
     "interrupted": Scenario("interrupted", 230),
     "vllm": Scenario("vllm", 320, nim="vllm"),
     "chaos": Scenario("chaos", 220, start="converged"),
