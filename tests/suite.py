@@ -164,11 +164,19 @@ def plan(names: list[str]) -> list[Job]:
         shown = r"^(SKIPPED|world|\d+ passed)"
         jobs.append(Job("unit", ["make", "--no-print-directory", "unit", "WORLD=today"], 6000, tests=True, shown=shown))
     if "versions" in names:
-        command = ["make", "--no-print-directory", "matrix", "QUICK=1", "CORE="]
-        shown = r"^(SKIPPED|matrix:|\d+ passed)"
         # Words of the make that called this are not for the one that is called.
-        env = {"TEST_JOBS": "1", "MAKEFLAGS": ""}
-        jobs.append(Job("versions", command, 5000, env, tests=True, shown=shown))
+        command = [
+            "env",
+            "--unset=SCENARIO",
+            "--unset=MAKEFLAGS",
+            "make",
+            "--no-print-directory",
+            "matrix",
+            "QUICK=1",
+            "CORE=",
+        ]
+        shown = r"^(SKIPPED|matrix:|\d+ passed)"
+        jobs.append(Job("versions", command, 5000, {"TEST_JOBS": "1"}, tests=True, shown=shown))
     jobs += [scenario_job(name, item) for name, item in scenarios.items()]
     return sorted(jobs, key=lambda job: -job.seconds)
 
