@@ -70,7 +70,7 @@ OWN_COUNT = (
 WITHOUT_CHAT = (
     _RETRIEVER + rf"|{OWN_COUNT}"
     # Pictures, videos and shapes that are made or changed.
-    r"|flux|stable-diffusion|sdxl|stable-video|trellis|qwen-image|sana|(^|-)wan\d|cosmos-(transfer|predict)|cosmos\d?-diffusion"
+    r"|flux|stable-diffusion|sdxl|stable-video|trellis|qwen-image|(^|-)sana|(^|-)wan\d|cosmos-(transfer|predict)|cosmos\d?-diffusion"
     # Pictures and videos that are looked at in a form of their own.
     r"|nvclip|dinov2|changenet|deepfake|synthetic-video|active-speaker"
     # Voices and faces.
@@ -123,7 +123,7 @@ BROUGHT_PATHS = (
 )
 #: Variables that say where in the container gRPC is served, and where HTTP is.
 GRPC_VARIABLES = ("NIM_GRPC_API_PORT", "NIM_SERVER_GRPC_BIND_ADDR")
-PORT_VARIABLES = ("NIM_HEALTH_PORT", "NIM_HTTP_API_PORT", "NIM_SERVER_PORT", "VLLM_PORT")
+PORT_VARIABLES = ("NIM_HEALTH_PORT", "NIM_HTTP_API_PORT", "NIM_SERVER_PORT")
 #: Variables that an option of the service sets, which a second setting would contradict.
 RESERVED_VARIABLES = {
     "NIM_CACHE_PATH": "the role mounts the cache where the image looks for it",

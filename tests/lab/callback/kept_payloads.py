@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import shutil
 import sys
+import time
 
 from ansible import constants
 from ansible.plugins.callback import CallbackBase
@@ -24,6 +26,8 @@ short_description: Keeps the payloads of modules from one run of tests to the ne
 description: Links the folder in which Ansible packs modules during a run to one below C(.lab).
 type: notification
 """
+#: Seconds.
+DAY = 86400
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
@@ -51,6 +55,10 @@ class CallbackModule(CallbackBase):
         kept = folder()
         try:
             kept.mkdir(parents=True, exist_ok=True)
+            for old in kept.parent.iterdir():
+                # Of sources that were changed since, and of no run that is still under way.
+                if old != kept and time.time() - old.stat().st_mtime > DAY:
+                    shutil.rmtree(old, ignore_errors=True)
             if os.access(kept, os.W_OK | os.X_OK):
                 packed.symlink_to(kept)
         except OSError:

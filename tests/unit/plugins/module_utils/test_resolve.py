@@ -320,6 +320,10 @@ def test_the_port_that_the_container_has_anyway_is_taken_and_not_handed_on():
     assert "NIM_HTTP_API_PORT" not in service["env"] and service["env"]["A"] == "b"
 
 
+def test_the_port_by_which_vllm_talks_to_itself_is_no_such():
+    assert "env has VLLM_PORT; use the option port instead." in problems(spec(env={"VLLM_PORT": 8000}))[0]
+
+
 @pytest.mark.parametrize(
     ("env", "notes"),
     [
